@@ -1,0 +1,330 @@
+"""WHAT exists: the names, the file streams and the table contracts.
+
+Belongs here: three-level names, stream declarations with Auto Loader's option names, and table contracts (columns, types,
+units, comments), from which Delta comments, Dagster metadata, checks and docs are all fed.
+Does not belong here: how anything is read or written, where a deployment keeps it (`settings.py`), Dagster.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from telematics_assets.errors import OptionError, UnknownNameError
+from telematics_assets.volumes.base import check_path
+
+FileFormat = Literal["parquet", "json"]
+SchemaEvolutionMode = Literal["addNewColumns", "rescue"]
+
+#: Columns that every table filled from files ends with: name, type, comment.
+SOURCE_FILE = "_source_file"
+SOURCE_FILE_MODIFIED_AT = "_source_file_modified_at"
+BATCH_ID = "_batch_id"
+INGESTED_AT = "_ingested_at"
+CORRUPT_RECORD = "_corrupt_record"
+
+_NAME = re.compile(r"[^\x00-\x20/\x7f`.]+")
+_STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TableName:
+    """A Unity Catalog name of three levels.
+
+    Attributes:
+        catalog: For example `workspace`.
+        schema: For example `01_bronze`.
+        table: For example `telematics`.
+    """
+
+    catalog: str
+    schema: str
+    table: str
+
+    def __post_init__(self) -> None:
+        for part in (self.catalog, self.schema, self.table):
+            if not _NAME.fullmatch(part):
+                raise UnknownNameError(
+                    f"{part!r} is not a catalog, schema or table name. "
+                    "Names hold no space, dot, slash, backtick or control character."
+                )
+
+    def __str__(self) -> str:
+        return f"{self.catalog}.{self.schema}.{self.table}"
+
+    @property
+    def sql(self) -> str:
+        """The name as SQL text, every level in backticks (`01_bronze` starts with a digit)."""
+        return f"`{self.catalog}`.`{self.schema}`.`{self.table}`"
+
+    @property
+    def location(self) -> str:
+        """The name as a relative path: `workspace/01_bronze/telematics`."""
+        return f"{self.catalog}/{self.schema}/{self.table}"
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        """Parse `catalog.schema.table`, with or without backticks.
+
+        Raises:
+            UnknownNameError: If `text` has not exactly three levels.
+        """
+        parts = [part.strip("`") for part in text.split(".")]
+        if len(parts) != 3:
+            raise UnknownNameError(
+                f"{text!r} is not a full table name. Give three levels, such as workspace.01_bronze.telematics."
+            )
+        return cls(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names that a deployment may choose.
+
+    Attributes:
+        catalog: Unity Catalog catalog.
+        landing_schema: Schema of the landing Volume.
+        bronze_schema: Schema of the bronze tables.
+        volume: The landing Volume.
+    """
+
+    catalog: str = "workspace"
+    landing_schema: str = "00_landing"
+    bronze_schema: str = "01_bronze"
+    volume: str = "telematics"
+
+    def bronze(self, table: str) -> TableName:
+        """The full name of a bronze table."""
+        return TableName(self.catalog, self.bronze_schema, table)
+
+    @property
+    def volume_location(self) -> str:
+        """The landing Volume as a path: `/Volumes/<catalog>/<schema>/<volume>`."""
+        return f"/Volumes/{self.catalog}/{self.landing_schema}/{self.volume}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table contract.
+
+    Attributes:
+        name: Column name; units are part of the name (`speed_kmh`).
+        type: Delta type in SQL spelling: STRING, BIGINT, INT, SMALLINT, TINYINT, DOUBLE, FLOAT, BOOLEAN, TIMESTAMP (UTC,
+            microseconds), DATE, BINARY or DECIMAL(p,s).
+        comment: What it means, with its unit.
+        required: Files without this column are refused at staging.
+        minimum: Smallest plausible value, or None. Values outside are kept and counted by a check.
+        maximum: Largest plausible value, or None.
+    """
+
+    name: str
+    type: str
+    comment: str
+    required: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableContract:
+    """What a table promises its readers.
+
+    Attributes:
+        comment: What one row is.
+        columns: The promised columns, in order. Columns that arrive beyond them are added behind them.
+        owners: Dagster owners (`team:…` or an e-mail address).
+        tags: Free key-value tags.
+    """
+
+    comment: str
+    columns: tuple[Column, ...] = ()
+    owners: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FileStreamOptions:
+    """Auto Loader's options, in snake_case. An unknown option is an error.
+
+    Attributes:
+        schema_evolution_mode: `addNewColumns` adds unknown columns to the table in the same run; `rescue` never
+            changes the table and puts them into the rescued data column.
+        rescued_data_column: Name of the column that holds what did not fit the table.
+        max_files_per_trigger: Files of one batch, at least 1.
+        raw_record_column: JSON only: name of a column that holds each line as it stands in the file, or None.
+    """
+
+    schema_evolution_mode: SchemaEvolutionMode = "addNewColumns"
+    rescued_data_column: str = "_rescued_data"
+    max_files_per_trigger: int = 1000
+    raw_record_column: str | None = None
+
+    def __post_init__(self) -> None:
+        accepted = get_args(SchemaEvolutionMode)
+        if self.schema_evolution_mode not in accepted:
+            raise OptionError(
+                f"schema_evolution_mode={self.schema_evolution_mode!r} is not accepted. Use one of: {', '.join(accepted)}."
+            )
+        if type(self.max_files_per_trigger) is not int or self.max_files_per_trigger < 1:
+            raise OptionError(
+                f"max_files_per_trigger={self.max_files_per_trigger!r} is not accepted. Use a whole number from 1."
+            )
+        reserved = {SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, BATCH_ID, INGESTED_AT, CORRUPT_RECORD}
+        for option in ("rescued_data_column", "raw_record_column"):
+            name = getattr(self, option)
+            if name is not None and (not isinstance(name, str) or not name.startswith("_") or name in reserved):
+                raise OptionError(
+                    f"{option}={name!r} is not accepted. Use a column name that starts with '_' and is none of: "
+                    f"{', '.join(sorted(reserved))}."
+                )
+        if self.raw_record_column is not None and self.raw_record_column.lower() == self.rescued_data_column.lower():
+            raise OptionError("raw_record_column and rescued_data_column name the same column. Give them two names.")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> FileStreamOptions:
+        """Make options from a mapping.
+
+        Raises:
+            OptionError: If a name is unknown (the message shows the nearest known one) or a value is not accepted.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removeprefix("cloudFiles.")).lower()
+                near = difflib.get_close_matches(snake, known, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise OptionError(f"Unknown option {name!r}.{hint} Accepted: {', '.join(known)}.")
+        return cls(**options)
+
+
+@dataclass(frozen=True, slots=True)
+class FileStream:
+    """Files of one folder of the landing Volume that become rows of one bronze table.
+
+    Attributes:
+        name: Name of the stream, its checkpoint, its landing asset and its sensor: lower-case letters, digits, `_`.
+        format: `parquet`, or `json` (one JSON object per line, plain or gzip).
+        folder: Folder inside the landing Volume.
+        table: Bronze table, one level (`telematics`); the deployment's `Names` give the rest.
+        contract: What the table promises.
+        options: Auto Loader options; a mapping is parsed.
+    """
+
+    name: str
+    format: FileFormat
+    folder: str
+    table: str
+    contract: TableContract
+    options: FileStreamOptions = field(default_factory=FileStreamOptions)
+
+    def __post_init__(self) -> None:
+        if not _STREAM_NAME.fullmatch(self.name):
+            raise OptionError(
+                f"{self.name!r} is not a stream name. Use lower-case letters, digits and '_', a letter first."
+            )
+        if self.format not in get_args(FileFormat):
+            raise OptionError(f"format={self.format!r} is not accepted. Use one of: {', '.join(get_args(FileFormat))}.")
+        check_path(self.folder)
+        if any(part.startswith(("_", ".")) for part in self.folder.split("/")):
+            raise OptionError(f"folder={self.folder!r} is not accepted: names that start with '_' or '.' are not data.")
+        if isinstance(self.options, Mapping):
+            object.__setattr__(self, "options", FileStreamOptions.parse(self.options))
+        if self.format != "json" and self.options.raw_record_column is not None:
+            raise OptionError("raw_record_column needs format='json': other formats have no lines.")
+        taken = {name.lower() for name in self.own_columns}
+        for column in self.contract.columns:
+            if column.name.lower() in taken:
+                raise OptionError(
+                    f"The contract of stream {self.name!r} declares {column.name!r} twice, or uses a name of our own."
+                )
+            taken.add(column.name.lower())
+            if self.format == "json" and column.type != "STRING":
+                raise OptionError(
+                    f"Column {column.name!r} of stream {self.name!r} is {column.type}: JSON columns are STRING, "
+                    "so that they hold the value's text exactly as it stands in the file."
+                )
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """Columns that the loader adds behind the data, in table order."""
+        own: list[str] = []
+        if self.format == "json":
+            own.append(CORRUPT_RECORD)
+            if self.options.raw_record_column:
+                own.append(self.options.raw_record_column)
+        own += [self.options.rescued_data_column, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, BATCH_ID, INGESTED_AT]
+        return tuple(own)
+
+    def with_options(self, **options: Any) -> FileStream:
+        """A copy with some options changed."""
+        return replace(self, options=FileStreamOptions.parse({**_as_dict(self.options), **options}))
+
+
+def _as_dict(options: FileStreamOptions) -> dict[str, Any]:
+    return {f.name: getattr(options, f.name) for f in fields(options)}
+
+
+def find_stream(streams: Sequence[FileStream], name: str) -> FileStream:
+    """The stream of that name.
+
+    Raises:
+        UnknownNameError: If there is none; the message lists those there are.
+    """
+    for stream in streams:
+        if stream.name == name:
+            return stream
+    known = ", ".join(stream.name for stream in streams) or "none"
+    raise UnknownNameError(f"There is no stream {name!r}. Streams: {known}.")
+
+
+_POINT_COLUMNS = (
+    Column("vehicle_id", "STRING", "Fleet number of the vehicle.", required=True),
+    Column("chassis_no", "STRING", "Chassis number (VIN, 17 characters); joins to the insured vehicle.", required=True),
+    Column("trip_id", "STRING", "Trip that the point belongs to; a new one at each ignition.", required=True),
+    Column("recorded_at", "TIMESTAMP", "When the device took the point, UTC.", required=True),
+    Column("latitude", "DOUBLE", "WGS 84 latitude, degrees.", required=True, minimum=-90, maximum=90),
+    Column("longitude", "DOUBLE", "WGS 84 longitude, degrees.", required=True, minimum=-180, maximum=180),
+    Column("speed_kmh", "DOUBLE", "Speed over ground, km/h.", required=True, minimum=0, maximum=300),
+    Column("heading_deg", "DOUBLE", "Course over ground, degrees clockwise from north.", minimum=0, maximum=360),
+    Column("acceleration_ms2", "DOUBLE", "Longitudinal acceleration, m/s²; braking is negative.", minimum=-20, maximum=20),
+    Column("odometer_km", "DOUBLE", "Distance driven in the vehicle's life, km.", minimum=0),
+    Column("engine_rpm", "INT", "Engine speed, revolutions per minute.", minimum=0, maximum=12000),
+    Column("fuel_level_pct", "DOUBLE", "Fuel in the tank, percent.", minimum=0, maximum=100),
+    Column("ignition_on", "BOOLEAN", "Whether the ignition is on."),
+)
+
+TELEMATICS = FileStream(
+    name="telematics",
+    format="parquet",
+    folder="parquet",
+    table="telematics",
+    contract=TableContract(
+        comment="One row per telematics point that a vehicle's device sent (Parquet files of the landing Volume).",
+        columns=_POINT_COLUMNS,
+        owners=("team:telematics",),
+        tags={"layer": "bronze", "domain": "telematics"},
+    ),
+)
+
+TELEMATICS_TEST = FileStream(
+    name="telematics_test",
+    format="json",
+    folder="json",
+    table="telematics_test",
+    contract=TableContract(
+        comment="One row per line of the test fleet's JSON files, every value as its text stands in the file.",
+        columns=(
+            *(replace(column, type="STRING") for column in _POINT_COLUMNS),
+            Column("device", "STRING", "The device that sent the point: model, firmware, SIM; a JSON object as text."),
+        ),
+        owners=("team:telematics",),
+        tags={"layer": "bronze", "domain": "telematics"},
+    ),
+    options=FileStreamOptions(raw_record_column="_raw_record"),
+)
+
+#: The file streams that ship with the project.
+FILE_STREAMS: tuple[FileStream, ...] = (TELEMATICS, TELEMATICS_TEST)

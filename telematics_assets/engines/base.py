@@ -1,0 +1,393 @@
+"""The engine protocol and its reports.
+
+Belongs here: what every engine can do, and the plain frozen data that it answers with. Reports can cross a process and a
+network: they hold numbers, texts and tuples only, never an open file or a session.
+Does not belong here: any engine, Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from telematics_assets.catalog import Column, FileStream, Names, TableName
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FileState = Literal["DISCOVERED", "INGESTED", "SKIPPED_CORRUPTED", "SKIPPED_MISSING", "CHANGED"]
+FILE_STATES: tuple[FileState, ...] = ("DISCOVERED", "INGESTED", "SKIPPED_CORRUPTED", "SKIPPED_MISSING", "CHANGED")
+
+
+@dataclass(frozen=True, slots=True)
+class IngestRequest:
+    """How much of a stream to load.
+
+    Attributes:
+        max_files: Stop after about this many files (whole batches are cut to it); None drains all that is available.
+    """
+
+    max_files: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something happened in a long operation.
+
+    Attributes:
+        phase: `list`, `plan`, `read`, `commit` or `done`.
+        message: One readable line.
+        done: Files read so far in this batch.
+        total: Files of this batch.
+        rows: Rows read so far in this batch.
+    """
+
+    phase: str
+    message: str
+    done: int = 0
+    total: int = 0
+    rows: int = 0
+
+
+ProgressListener = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedFile:
+    """A file of a batch that brought no rows.
+
+    Attributes:
+        path: Path relative to the Volume.
+        state: `SKIPPED_CORRUPTED` or `SKIPPED_MISSING`.
+        reason: Why, in one line.
+    """
+
+    path: str
+    state: FileState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaChange:
+    """A column that a batch added to the table.
+
+    Attributes:
+        column: Its name.
+        type: Its Delta type in SQL spelling.
+    """
+
+    column: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One committed batch.
+
+    Attributes:
+        batch_id: Its number; also the Delta transaction version.
+        table_version: Delta version of its commit; None if it had no rows and needed no commit.
+        files_ingested: Files whose rows are in the table now.
+        bytes_ingested: Their size.
+        rows: Rows added.
+        rows_rescued: Rows with something in the rescued data column.
+        rows_corrupt: Rows whose record could not be parsed.
+        skipped: Files that brought no rows.
+        schema_changes: Columns added.
+        recovered: Whether an earlier process had committed it and this one only published that.
+    """
+
+    batch_id: int
+    table_version: int | None
+    files_ingested: int
+    bytes_ingested: int
+    rows: int
+    rows_rescued: int
+    rows_corrupt: int
+    skipped: tuple[SkippedFile, ...] = ()
+    schema_changes: tuple[SchemaChange, ...] = ()
+    recovered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What one `ingest` did: its batches, and the stream as it stands afterwards.
+
+    Attributes:
+        stream: Name of the stream.
+        table: Full table name.
+        batches: The batches committed, in order.
+        table_version: Delta version of the table afterwards; None if there is no table yet.
+        table_rows: Rows of the whole table afterwards.
+        files_changed: Known files that have another size or modification time now; their new content is not loaded.
+        files_waiting: New files that may still be being written; a later run takes them.
+        yielded: Whether another loader of the same stream was faster; it holds the rest, nothing was doubled.
+        seconds: How long it took.
+    """
+
+    stream: str
+    table: str
+    batches: tuple[BatchReport, ...]
+    table_version: int | None
+    table_rows: int
+    files_changed: int
+    files_waiting: int
+    yielded: bool
+    seconds: float
+
+    @property
+    def files_ingested(self) -> int:
+        """Files whose rows were added."""
+        return sum(batch.files_ingested for batch in self.batches)
+
+    @property
+    def files_skipped(self) -> int:
+        """Files that brought no rows."""
+        return sum(len(batch.skipped) for batch in self.batches)
+
+    @property
+    def rows(self) -> int:
+        """Rows added."""
+        return sum(batch.rows for batch in self.batches)
+
+    @property
+    def rows_rescued(self) -> int:
+        """Rows added with rescued data."""
+        return sum(batch.rows_rescued for batch in self.batches)
+
+    @property
+    def rows_corrupt(self) -> int:
+        """Rows added whose record could not be parsed."""
+        return sum(batch.rows_corrupt for batch in self.batches)
+
+    @property
+    def bytes_ingested(self) -> int:
+        """Bytes of the files whose rows were added."""
+        return sum(batch.bytes_ingested for batch in self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingFiles:
+    """What a sensor asks: is there anything to load, and how much.
+
+    Attributes:
+        stream: Name of the stream.
+        files: Files that a load would take now (a pending plan's files included).
+        bytes: Their size.
+        fingerprint: Changes when the set of these files (path, size, modification time) changes; "" if there are none.
+        waiting: New files that may still be being written.
+        changed: Known files with another size or modification time.
+        known: Files in the ledger.
+        data_version: Hash of the whole listing: the version of the landing folder.
+        oldest_modified_ns: Modification time of the oldest of `files`, nanoseconds since the epoch, or None.
+    """
+
+    stream: str
+    files: int
+    bytes: int
+    fingerprint: str
+    waiting: int
+    changed: int
+    known: int
+    data_version: str
+    oldest_modified_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a stream and its state (as in Auto Loader's `cloud_files_state`).
+
+    Attributes:
+        path: Path relative to the Volume.
+        state: One of `FILE_STATES`.
+        reason: Why it was skipped, or is waiting; None otherwise.
+        size: Bytes; None if it is not known any more.
+        modified_ns: Modification time, nanoseconds since the epoch (UTC), or None.
+        batch_id: Batch that decided its state, or None.
+        rows: Rows that it brought, or None.
+    """
+
+    path: str
+    state: FileState
+    reason: str | None
+    size: int | None
+    modified_ns: int | None
+    batch_id: int | None
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnState:
+    """A column of a table as it is: name, Delta type in SQL spelling, comment."""
+
+    name: str
+    type: str
+    comment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A table as its log describes it; no data is read.
+
+    Attributes:
+        table: Full table name.
+        uri: Where it is.
+        version: Delta version.
+        rows: Rows of the whole table.
+        files: Data files.
+        bytes: Bytes of the data files.
+        columns: Its columns.
+        comment: The table's comment.
+    """
+
+    table: str
+    uri: str
+    version: int
+    rows: int
+    files: int
+    bytes: int
+    columns: tuple[ColumnState, ...]
+    comment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchBalance:
+    """One batch's books: what its files brought against what its commit added.
+
+    Attributes:
+        batch_id: The batch.
+        table_version: Delta version of its commit.
+        expected_rows: Sum of the rows of the batch's files, from the checkpoint.
+        added_rows: Rows that the Delta commit added, from the log.
+    """
+
+    batch_id: int
+    table_version: int
+    expected_rows: int
+    added_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Violations:
+    """How many rows of the asked batches have an implausible value in one column.
+
+    Attributes:
+        column: The column.
+        checked: Rows with a value.
+        outside: Rows whose value is below the minimum, above the maximum, or no number.
+        example: One such value as text, or None.
+    """
+
+    column: str
+    checked: int
+    outside: int
+    example: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `telematics doctor`.
+
+    Attributes:
+        level: `ok`, `warning` or `error`.
+        subject: What was looked at.
+        message: What was found.
+        fix: What to do about it, or None.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    subject: str
+    message: str
+    fix: str | None = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Executes streams and answers questions about tables. Safe to use from several threads."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name, as `TELEMATICS_ENGINE` gives it."""
+        ...
+
+    @property
+    def names(self) -> Names:
+        """The deployment's catalog, schemas and Volume."""
+        ...
+
+    def ingest(
+        self, stream: FileStream, request: IngestRequest | None = None, progress: ProgressListener | None = None
+    ) -> IngestReport:
+        """Load what is available into the stream's table, exactly once, batch by batch.
+
+        Raises:
+            CheckpointError: The checkpoint can't be trusted; the message gives the choices.
+            TableError: The table is not this stream's, or was changed by somebody else.
+            TransientError: Something did not answer; the same call may go through later.
+        """
+        ...
+
+    def look(self, stream: FileStream) -> PendingFiles:
+        """What a load would find now. Cheap, and writes nothing."""
+        ...
+
+    def files(self, stream: FileStream, state: FileState | None = None) -> Sequence[FileRecord]:
+        """Every file of the stream with its state, by path; only those in `state` if given."""
+        ...
+
+    def tables(self) -> Sequence[TableState]:
+        """All tables of the bronze schema, by name."""
+        ...
+
+    def state(self, table: TableName) -> TableState | None:
+        """The table as its log describes it, or None if there is none."""
+        ...
+
+    def read(
+        self,
+        table: TableName,
+        columns: Sequence[str] | None = None,
+        limit: int | None = None,
+        since_batch: int | None = None,
+    ) -> pa.Table:
+        """Rows of a table, newest batches first where a limit cuts.
+
+        Args:
+            table: Which table.
+            columns: Only these columns; all if None. Unknown ones are left out.
+            limit: At most this many rows; all if None.
+            since_batch: Only rows whose `_batch_id` is at least this.
+
+        Raises:
+            TableNotFoundError: If there is no such table.
+        """
+        ...
+
+    def balance(self, stream: FileStream, since_batch: int) -> Sequence[BatchBalance]:
+        """The books of every committed batch from `since_batch` on that has a Delta commit."""
+        ...
+
+    def violations(self, table: TableName, columns: Sequence[Column], since_batch: int) -> Sequence[Violations]:
+        """Count implausible values (by the columns' `minimum` and `maximum`) in batches from `since_batch` on."""
+        ...
+
+    def reset(self, stream: FileStream, *, rebuild: bool = False, drop_table: bool = False) -> str:
+        """Make checkpoint and table agree again after one of them was lost, restored or changed by hand.
+
+        Args:
+            stream: The stream.
+            rebuild: Make a new ledger from the table's rows, and go on from there.
+            drop_table: Drop the table and forget the checkpoint; the next load takes everything that is there.
+
+        Returns:
+            What was done, as one line.
+
+        Raises:
+            OptionError: If neither is asked for while the table is there, or both are.
+        """
+        ...
+
+    def doctor(self, streams: Sequence[FileStream] = ()) -> Sequence[Finding]:
+        """Look at everything this engine and these streams need; say what is wrong and how to mend it."""
+        ...

@@ -1,0 +1,468 @@
+"""The embedded engine: our loader, pyarrow and polars to read, delta-rs to write. No JVM, no account.
+
+Belongs here: how a plan's files become one Delta commit in this process, and the answers about tables.
+Does not belong here: the protocol of a batch (`autoloader/loader.py`), formats (`autoloader/`), other engines, Dagster.
+
+A batch streams: files are read one after another in chunks, and the writer pulls them, so that memory holds a few chunks
+however large the batch is. A file that turns out unreadable, changed or wider than the table after some of its rows were
+passed on ends the attempt before anything is committed; the next attempt knows better.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from telematics_assets.autoloader.checkpoint import FileResult, Plan, Result
+from telematics_assets.autoloader.chunks import Chunk
+from telematics_assets.autoloader.json_lines import json_keys, read_json
+from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, StreamLoader
+from telematics_assets.autoloader.parquet import parquet_schema, read_parquet
+from telematics_assets.autoloader.schema import reader_schema, resolve, table_schema
+from telematics_assets.catalog import (
+    BATCH_ID,
+    INGESTED_AT,
+    SOURCE_FILE,
+    SOURCE_FILE_MODIFIED_AT,
+    Column,
+    FileStream,
+    Names,
+    TableName,
+)
+from telematics_assets.engines.base import (
+    BatchBalance,
+    ColumnState,
+    FileRecord,
+    FileState,
+    Finding,
+    IngestReport,
+    IngestRequest,
+    PendingFiles,
+    Progress,
+    ProgressListener,
+    TableState,
+    Violations,
+)
+from telematics_assets.errors import (
+    FileMissingError,
+    TableNotFoundError,
+    TelematicsError,
+    UnreadableFileError,
+)
+from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
+from telematics_assets.lakehouse.delta import DeltaLakehouse
+from telematics_assets.lakehouse.types import delta_type
+from telematics_assets.settings import Settings
+from telematics_assets.volumes.base import FileEntry, Volume
+from telematics_assets.volumes.local import LocalVolume
+
+#: Rows of one file are held back until the file is proven unchanged, up to this many bytes; beyond, they are passed on.
+HOLD_BYTES = 64 << 20
+#: JSON keys for the first schema are taken from this much of each of this many files; later keys evolve the table.
+SAMPLE_BYTES, SAMPLE_FILES = 1 << 20, 64
+
+_TIMESTAMP = pa.timestamp("us", "UTC")
+
+
+def open_volume(settings: Settings) -> Volume:
+    """The landing Volume of a deployment."""
+    return LocalVolume(settings.home / settings.names.volume_location.lstrip("/"), settings.names.volume_location)
+
+
+def open_engine(settings: Settings) -> EmbeddedEngine:
+    """The embedded engine of a deployment."""
+    return EmbeddedEngine(
+        open_volume(settings),
+        DeltaLakehouse(settings.home / "tables"),
+        settings.names,
+        settle_seconds=settings.settle_seconds,
+        incomplete_seconds=settings.incomplete_seconds,
+    )
+
+
+class EmbeddedEngine:
+    """Executes everything in this process. See `engines.base.Engine`."""
+
+    name = "embedded"
+
+    def __init__(
+        self,
+        volume: Volume,
+        lakehouse: Lakehouse,
+        names: Names,
+        *,
+        settle_seconds: float = 1.0,
+        incomplete_seconds: float = 300.0,
+        on_step: Callable[[str], None] | None = None,
+    ) -> None:
+        """Tie the engine to a Volume and a lakehouse.
+
+        Args:
+            volume: The landing Volume.
+            lakehouse: The tables.
+            names: Catalog, schemas and Volume name.
+            settle_seconds: Settle time of young files, seconds.
+            incomplete_seconds: How long a file without its end may still be growing, seconds.
+            on_step: Called at every step of a batch (`autoloader.loader.STEPS`).
+        """
+        self._volume = volume
+        self._lakehouse = lakehouse
+        self._names = names
+        self._settle = settle_seconds
+        self._incomplete = incomplete_seconds
+        self._on_step = on_step
+        self._loaders: dict[str, tuple[FileStream, StreamLoader]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> Names:
+        """See `Engine.names`."""
+        return self._names
+
+    @property
+    def volume(self) -> Volume:
+        """The landing Volume."""
+        return self._volume
+
+    def ingest(
+        self, stream: FileStream, request: IngestRequest | None = None, progress: ProgressListener | None = None
+    ) -> IngestReport:
+        """See `Engine.ingest`."""
+        return self._loader(stream).ingest(request, progress)
+
+    def look(self, stream: FileStream) -> PendingFiles:
+        """See `Engine.look`."""
+        return self._loader(stream).look()
+
+    def files(self, stream: FileStream, state: FileState | None = None) -> Sequence[FileRecord]:
+        """See `Engine.files`."""
+        return self._loader(stream).files(state)
+
+    def tables(self) -> Sequence[TableState]:
+        """See `Engine.tables`."""
+        names = self._lakehouse.tables(self._names.catalog, self._names.bronze_schema)
+        return [state for name in names if (state := self.state(name)) is not None]
+
+    def state(self, table: TableName) -> TableState | None:
+        """See `Engine.state`."""
+        handle = self._lakehouse.open(table)
+        if handle is None:
+            return None
+        files, size = handle.size()
+        columns = tuple(ColumnState(f.name, delta_type(f.type), _comment(f)) for f in handle.schema)
+        return TableState(str(table), handle.uri, handle.version, handle.count(), files, size, columns, handle.comment)
+
+    def read(
+        self,
+        table: TableName,
+        columns: Sequence[str] | None = None,
+        limit: int | None = None,
+        since_batch: int | None = None,
+    ) -> pa.Table:
+        """See `Engine.read`."""
+        return self._table(table).read(columns, limit, since_batch)
+
+    def balance(self, stream: FileStream, since_batch: int) -> Sequence[BatchBalance]:
+        """See `Engine.balance`."""
+        return self._loader(stream).balance(since_batch)
+
+    def violations(self, table: TableName, columns: Sequence[Column], since_batch: int) -> Sequence[Violations]:
+        """See `Engine.violations`."""
+        handle = self._table(table)
+        there = set(handle.schema.names)
+        return [
+            Violations(c.name, *handle.out_of_range(c.name, c.minimum, c.maximum, since_batch))
+            for c in columns
+            if c.name in there and (c.minimum is not None or c.maximum is not None)
+        ]
+
+    def reset(self, stream: FileStream, *, rebuild: bool = False, drop_table: bool = False) -> str:
+        """Make checkpoint and table agree again. See `StreamLoader.reset`."""
+        return self._loader(stream).reset(rebuild=rebuild, drop_table=drop_table)
+
+    def doctor(self, streams: Sequence[FileStream] = ()) -> Sequence[Finding]:
+        """See `Engine.doctor`."""
+        findings = [_folder_finding("Volume", self._volume.uri), _folder_finding("Tables", self._lakehouse.uri)]
+        for stream in streams:
+            subject = f"stream {stream.name}"
+            try:
+                self._loader(stream).check()
+                pending = self.look(stream)
+            except TelematicsError as error:
+                findings.append(Finding("error", subject, str(error), "Do what the message says, then run doctor again."))
+                continue
+            text = f"{pending.known} files known, {pending.files} to load, {pending.waiting} still being written"
+            findings.append(Finding("ok", subject, text))
+        return findings
+
+    def _table(self, name: TableName) -> Table:
+        table = self._lakehouse.open(name)
+        if table is None:
+            there = ", ".join(t.table for t in self._lakehouse.tables(name.catalog, name.schema)) or "none yet"
+            raise TableNotFoundError(
+                f"There is no table {name}. Tables of {name.catalog}.{name.schema}: {there}. Load a stream to make one."
+            )
+        return table
+
+    def _loader(self, stream: FileStream) -> StreamLoader:
+        with self._lock:
+            known = self._loaders.get(stream.name)
+            if known is not None and known[0] == stream:
+                return known[1]
+            loader = StreamLoader(
+                stream,
+                self._names.bronze(stream.table),
+                self._volume,
+                self._lakehouse,
+                _Writer(self._volume, self._lakehouse),
+                settle_seconds=self._settle,
+                incomplete_seconds=self._incomplete,
+                on_step=self._on_step,
+            )
+            self._loaders[stream.name] = (stream, loader)
+            return loader
+
+
+class _Restart(Exception):
+    """Something was learnt after rows were passed on: the attempt must begin again."""
+
+
+@dataclass
+class _Attempt:
+    """What is known of a plan's files across the passes of one attempt."""
+
+    verdicts: dict[str, FileResult] = field(default_factory=dict)
+    new_fields: list[pa.Field] = field(default_factory=list)
+
+
+class _Writer:
+    """Reads a plan's files in this process and appends their rows. See `autoloader.loader.BatchWriter`."""
+
+    def __init__(self, volume: Volume, lakehouse: Lakehouse) -> None:
+        self._volume = volume
+        self._lakehouse = lakehouse
+
+    def create_table(
+        self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]
+    ) -> Table:
+        """See `BatchWriter.create_table`."""
+        found: list[tuple[str, pa.DataType | None]] = []
+        for file in files[:SAMPLE_FILES] if stream.format == "json" else files:
+            try:
+                with self._volume.open(file.path) as source:
+                    if stream.format == "json":
+                        found += [(key, None) for key in json_keys(source, SAMPLE_BYTES)]
+                    else:
+                        found += [(f.name, f.type) for f in parquet_schema(source)]
+            except (UnreadableFileError, FileMissingError):
+                # The batch itself will say so, by name.
+                continue
+        schema = table_schema(stream, resolve(stream, None, found))
+        return self._lakehouse.create(name, schema, stream.contract.comment, properties)
+
+    def write(
+        self,
+        stream: FileStream,
+        table: Table,
+        plan: Plan,
+        attempt: str,
+        stream_id: str,
+        publish: Callable[[Result], None],
+        on_step: Callable[[str], None],
+        progress: ProgressListener,
+    ) -> Commit:
+        """See `BatchWriter.write`."""
+        known = _Attempt()
+        on_step("reading")
+        if stream.format == "parquet":
+            known.new_fields = self._new_parquet_columns(stream, table.schema, plan, known)
+        while True:
+            schema = table.schema
+            for column in known.new_fields:
+                schema = schema.append(column)
+            info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
+            rows = _Rows(self._volume, stream, table.schema, schema, plan, attempt, known, publish, on_step, progress)
+            try:
+                return table.append(schema, iter(rows), stream_id, plan.batch_id, info)
+            except _Restart:
+                continue
+
+    def _new_parquet_columns(
+        self, stream: FileStream, schema: pa.Schema, plan: Plan, known: _Attempt
+    ) -> list[pa.Field]:
+        found: list[tuple[str, pa.DataType | None]] = []
+        for file in plan.files:
+            try:
+                with self._volume.open(file.path) as source:
+                    found += [(f.name, f.type) for f in parquet_schema(source)]
+            except (UnreadableFileError, FileMissingError):
+                # Reading it will say the same, after comparing size and modification time.
+                continue
+        return resolve(stream, schema, list(dict.fromkeys(found)))
+
+
+class _Rows:
+    """The rows of a plan as one stream of record batches, ending with the publication of the result."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        stream: FileStream,
+        table: pa.Schema,
+        schema: pa.Schema,
+        plan: Plan,
+        attempt: str,
+        known: _Attempt,
+        publish: Callable[[Result], None],
+        on_step: Callable[[str], None],
+        progress: ProgressListener,
+    ) -> None:
+        self._volume = volume
+        self._stream = stream
+        self._table = table
+        self._schema = schema
+        self._plan = plan
+        self._attempt = attempt
+        self._known = known
+        self._publish = publish
+        self._on_step = on_step
+        self._progress = progress
+        self._target = reader_schema(stream, schema)
+        self._ingested_at = datetime.now(UTC)
+        self._wider = False
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        results: list[FileResult] = []
+        rows = 0
+        total = len(self._plan.files)
+        for number, file in enumerate(self._plan.files, 1):
+            verdict = self._known.verdicts.get(file.path)
+            if verdict is None:
+                result = yield from self._file(file)
+            else:
+                result = verdict
+            results.append(result)
+            rows += result.rows
+            self._on_step("file_read")
+            self._progress(Progress("read", file.path, number, total, rows))
+        if self._wider:
+            raise _Restart
+        added = [self._schema.field(i) for i in range(len(self._table), len(self._schema))]
+        self._progress(Progress("commit", f"committing {rows} rows of batch {self._plan.batch_id}", total, total, rows))
+        self._publish(
+            Result(
+                self._plan.batch_id,
+                self._attempt,
+                tuple(results),
+                tuple((f.name, delta_type(f.type)) for f in added),
+                tuple((f.name, delta_type(f.type)) for f in self._schema),
+            )
+        )
+
+    def _file(self, file: FileEntry) -> Iterator[pa.RecordBatch]:
+        held: list[Chunk] = []
+        held_bytes = rows = rescued = corrupt = 0
+        passed_on = False
+        verdict = self._verdict(file)
+        if verdict is None:
+            try:
+                with self._volume.open(file.path) as source:
+                    for chunk in self._read(source, file):
+                        rows += chunk.table.num_rows
+                        rescued += chunk.rescued_rows
+                        corrupt += chunk.corrupt_rows
+                        if self._wider:
+                            # The attempt begins again with more columns; what is left to learn is only names.
+                            continue
+                        held.append(chunk)
+                        held_bytes += chunk.table.nbytes
+                        if held_bytes > HOLD_BYTES:
+                            for ready in held:
+                                yield from self._batches(ready, file)
+                            held, held_bytes, passed_on = [], 0, True
+            except UnreadableFileError as error:
+                verdict = self._verdict(file) or FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
+            except FileMissingError:
+                verdict = self._verdict(file) or FileResult(file.path, "SKIPPED_MISSING", "it vanished while it was read")
+            else:
+                verdict = self._verdict(file)
+        if verdict is not None:
+            if passed_on:
+                self._known.verdicts[file.path] = verdict
+                raise _Restart
+            return verdict
+        if not self._wider:
+            for ready in held:
+                yield from self._batches(ready, file)
+        return FileResult(file.path, "INGESTED", None, rows, rescued, corrupt)
+
+    def _verdict(self, file: FileEntry) -> FileResult | None:
+        """What size, modification time and ETag say against reading the file, or None."""
+        now = self._volume.stat(file.path)
+        if now is None:
+            return FileResult(file.path, "SKIPPED_MISSING", "it vanished after it was planned")
+        if (now.size, now.modified_ns) != (file.size, file.modified_ns) or now.etag != file.etag:
+            return FileResult(file.path, "LEFT", "it changed after it was planned; it will be discovered again")
+        if file.size == 0:
+            return FileResult(file.path, "SKIPPED_CORRUPTED", "it has zero bytes")
+        return None
+
+    def _read(self, source: object, file: FileEntry) -> Iterator[Chunk]:
+        path = f"{self._volume.location}/{file.path}"
+        rescued = self._stream.options.rescued_data_column
+        if self._stream.format == "parquet":
+            return read_parquet(source, self._target, rescued_column=rescued, file_path=path)
+        raw = self._stream.options.raw_record_column
+        return read_json(
+            source,
+            self._target,
+            rescued_column=rescued,
+            raw_column=raw,
+            file_path=path,
+            on_unknown=self._learn,
+        )
+
+    def _learn(self, keys: Sequence[str]) -> None:
+        schema = self._table
+        for column in self._known.new_fields:
+            schema = schema.append(column)
+        fields = resolve(self._stream, schema, [(key, None) for key in keys])
+        if fields:
+            self._known.new_fields += fields
+            self._wider = True
+
+    def _batches(self, chunk: Chunk, file: FileEntry) -> Iterator[pa.RecordBatch]:
+        table = chunk.table
+        count = table.num_rows
+        columns = {name: table.column(i) for i, name in enumerate(table.schema.names)}
+        modified = datetime.fromtimestamp(file.modified_ns // 1_000_000_000, UTC).replace(
+            microsecond=file.modified_ns // 1000 % 1_000_000
+        )
+        columns[SOURCE_FILE] = pa.repeat(pa.scalar(f"{self._volume.location}/{file.path}", pa.string()), count)
+        columns[SOURCE_FILE_MODIFIED_AT] = pa.repeat(pa.scalar(modified, _TIMESTAMP), count)
+        columns[BATCH_ID] = pa.repeat(pa.scalar(self._plan.batch_id, pa.int64()), count)
+        columns[INGESTED_AT] = pa.repeat(pa.scalar(self._ingested_at, _TIMESTAMP), count)
+        whole = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+        yield from whole.to_batches()
+
+
+def _comment(column: pa.Field) -> str | None:
+    return (column.metadata or {}).get(b"comment", b"").decode() or None
+
+
+def _folder_finding(subject: str, uri: str) -> Finding:
+    folder = uri
+    while not os.path.exists(folder) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder)
+    if not os.access(folder, os.W_OK):
+        return Finding("error", subject, f"{uri} can't be written.", f"Give this user write access to {folder}.")
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < 1:
+        return Finding("warning", subject, f"{uri}: {free:.1f} GB free.", "Free some disk space.")
+    return Finding("ok", subject, f"{uri} ({free:.0f} GB free)")

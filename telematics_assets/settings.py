@@ -1,0 +1,137 @@
+"""The only reader of the environment.
+
+Belongs here: every environment variable's name, default and validation, read once into one frozen `Settings`.
+Does not belong here: what the values are used for.
+
+Every error names the variable, the value given and the values that are accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from telematics_assets.catalog import Names
+from telematics_assets.errors import SettingsError, TelematicsError
+from telematics_assets.volumes.base import refuse_dbfs
+
+EngineName = Literal["embedded"]
+
+#: Every variable with its default and what it does; `.env.example` and the README list the same.
+VARIABLES: Mapping[str, tuple[str, str]] = {
+    "TELEMATICS_HOME": ("./.telematics", "Folder that mirrors Unity Catalog: Volumes and tables."),
+    "TELEMATICS_ENGINE": ("embedded", "Engine that executes the definitions: embedded."),
+    "TELEMATICS_CATALOG": ("workspace", "Unity Catalog catalog."),
+    "TELEMATICS_LANDING_SCHEMA": ("00_landing", "Schema of the landing Volume."),
+    "TELEMATICS_BRONZE_SCHEMA": ("01_bronze", "Schema of the bronze tables."),
+    "TELEMATICS_VOLUME": ("telematics", "Name of the landing Volume."),
+    "TELEMATICS_SETTLE_SECONDS": ("1", "A file younger than this waits for two equal listings, seconds."),
+    "TELEMATICS_INCOMPLETE_SECONDS": ("300", "How long a file without its end may still be growing, seconds."),
+    "TELEMATICS_SENSOR_SECONDS": ("5", "Interval of the landing sensors, seconds."),
+    "TELEMATICS_MAX_RUN_SECONDS": ("3600", "A run older than this no longer counts as in flight, seconds."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a deployment chose.
+
+    Attributes:
+        home: Absolute folder that mirrors Unity Catalog.
+        engine: Which engine executes.
+        names: Catalog, schemas and Volume.
+        settle_seconds: Settle time of young files, seconds.
+        incomplete_seconds: Grace of files whose end is missing, seconds.
+        sensor_seconds: Interval of the landing sensors, seconds.
+        max_run_seconds: Age at which a run no longer counts as in flight, seconds.
+        dagster_home: `DAGSTER_HOME` as set, or None.
+        unknown: Set variables that start with `TELEMATICS_` and are no setting, with the nearest known name or "".
+    """
+
+    home: Path = field(default_factory=lambda: Path(".telematics").absolute())
+    engine: EngineName = "embedded"
+    names: Names = field(default_factory=Names)
+    settle_seconds: float = 1.0
+    incomplete_seconds: float = 300.0
+    sensor_seconds: int = 5
+    max_run_seconds: int = 3600
+    dagster_home: Path | None = None
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def default_dagster_home(self) -> Path:
+        """Where Dagster's own state lives unless `DAGSTER_HOME` says otherwise; always a local disk."""
+        return self.home / "dagster"
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and validate the environment.
+
+    Args:
+        environ: The variables; the process's own if None.
+
+    Raises:
+        SettingsError: If a value is not accepted.
+        DbfsDisabledError: If `TELEMATICS_HOME` is a DBFS or mount path.
+    """
+    env = os.environ if environ is None else environ
+
+    def text(name: str) -> str:
+        return env.get(name, "").strip() or VARIABLES[name][0]
+
+    def number(name: str, minimum: float) -> float:
+        try:
+            value = float(text(name))
+        except ValueError:
+            value = float("nan")
+        if not minimum <= value < 1e9:
+            raise SettingsError(f"{name}={text(name)!r} is not accepted. Give a number of seconds, at least {minimum:g}.")
+        return value
+
+    home = text("TELEMATICS_HOME")
+    refuse_dbfs(home)
+    if "://" in home:
+        raise SettingsError(f"TELEMATICS_HOME={home!r} is not accepted. Give a local folder, such as ./.telematics.")
+    engine = text("TELEMATICS_ENGINE")
+    if engine not in get_args(EngineName):
+        near = difflib.get_close_matches(engine, get_args(EngineName), 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(
+            f"TELEMATICS_ENGINE={engine!r} is not accepted.{hint} Use one of: {', '.join(get_args(EngineName))}."
+        )
+    names = Names(
+        catalog=text("TELEMATICS_CATALOG"),
+        landing_schema=text("TELEMATICS_LANDING_SCHEMA"),
+        bronze_schema=text("TELEMATICS_BRONZE_SCHEMA"),
+        volume=text("TELEMATICS_VOLUME"),
+    )
+    for variable, part in (
+        ("TELEMATICS_LANDING_SCHEMA", names.landing_schema),
+        ("TELEMATICS_BRONZE_SCHEMA", names.bronze_schema),
+        ("TELEMATICS_VOLUME", names.volume),
+        ("TELEMATICS_CATALOG", names.catalog),
+    ):
+        try:
+            names.__class__(catalog=part).bronze("t")
+        except TelematicsError as error:
+            raise SettingsError(f"{variable}: {error}") from None
+    dagster_home = env.get("DAGSTER_HOME", "").strip()
+    return Settings(
+        home=Path(os.path.abspath(os.path.expanduser(home))),
+        engine=engine,
+        names=names,
+        settle_seconds=number("TELEMATICS_SETTLE_SECONDS", 0),
+        incomplete_seconds=number("TELEMATICS_INCOMPLETE_SECONDS", 0),
+        sensor_seconds=max(1, round(number("TELEMATICS_SENSOR_SECONDS", 1))),
+        max_run_seconds=max(1, round(number("TELEMATICS_MAX_RUN_SECONDS", 1))),
+        dagster_home=Path(dagster_home) if dagster_home else None,
+        unknown={
+            name: next(iter(difflib.get_close_matches(name, VARIABLES, 1)), "")
+            for name in env
+            if name.startswith("TELEMATICS_") and name not in VARIABLES
+        },
+    )

@@ -1,0 +1,166 @@
+"""The landing store as one small protocol.
+
+Belongs here: what every store can do, in terms that a REST files API can serve too, and the rules for paths.
+Does not belong here: a store itself (`local.py`, `memory.py`), what files mean (`autoloader/`), Dagster.
+
+Paths are relative to the Volume's root, separated by `/`, never start with `/` and never contain `.` or `..` parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
+
+from telematics_assets.errors import DbfsDisabledError, VolumeError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: Columns of `Listing.files`: path relative to the Volume, bytes, modification time in nanoseconds since the epoch
+#: (UTC), and the store's own version tag of the content (an ETag; null where the store has none).
+LISTING_COLUMNS = ("path", "size", "modified_ns", "etag")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file as the store describes it.
+
+    Attributes:
+        path: Path relative to the Volume's root.
+        size: Bytes.
+        modified_ns: Modification time, nanoseconds since the epoch (UTC).
+        etag: The store's version tag of the content, or None.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something below a folder that can't be listed as a file, and why.
+
+    Attributes:
+        path: The path, with bytes that are not UTF-8 shown as `\\xNN`.
+        reason: Why it can't be data.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files below a folder at one moment.
+
+    Attributes:
+        files: A polars DataFrame of `LISTING_COLUMNS` (String, Int64, Int64, String), sorted by nothing.
+        problems: Entries that can't be read as files; one odd name never stops the rest.
+    """
+
+    files: pl.DataFrame
+    problems: tuple[Problem, ...] = field(default=())
+
+
+@runtime_checkable
+class Volume(Protocol):
+    """A Unity Catalog Volume, or something that mirrors one.
+
+    All methods raise `VolumeError` (permanent) or `VolumeUnavailableError` (transient); a path that does not exist
+    raises `FileMissingError` unless said otherwise.
+    """
+
+    @property
+    def location(self) -> str:
+        """The Volume's name as a path: `/Volumes/<catalog>/<schema>/<volume>`; the same on every engine."""
+        ...
+
+    @property
+    def uri(self) -> str:
+        """Where the Volume really is: a local path, or a URL."""
+        ...
+
+    def scan(self, folder: str) -> Listing:
+        """List every file below `folder`, at any depth.
+
+        Names that start with `_` or `.`, of files or folders, are not data and are left out. A folder that does not
+        exist gives an empty listing.
+        """
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files directly in `folder` (hidden ones too), sorted; empty if there is no such folder."""
+        ...
+
+    def stat(self, path: str) -> FileEntry | None:
+        """Describe one file, or None if there is none."""
+        ...
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file for reading; the stream can seek."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The whole content of a file."""
+        ...
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Publish a new file atomically and durably, never replacing one.
+
+        Returns:
+            True if the file is there now by this call; False if one was there already (it is untouched).
+        """
+        ...
+
+    def upload(self, path: str, source: BinaryIO, *, modified_ns: int | None = None) -> bool:
+        """Like `create`, streamed: readers see the whole file or none.
+
+        Args:
+            path: Where to publish.
+            source: Read to its end from where it stands.
+            modified_ns: Modification time to give the file where the store allows it; now if None.
+
+        Returns:
+            False if a file was there already (it is untouched).
+        """
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete a file; none there is no error."""
+        ...
+
+
+def check_path(path: str) -> str:
+    """Validate a path relative to a Volume and return it.
+
+    Args:
+        path: For example `parquet/2026/a.parquet`.
+
+    Raises:
+        DbfsDisabledError: For `dbfs:/`, `/dbfs/` and `/mnt/` paths.
+        VolumeError: For absolute paths, empty ones, and parts `.` or `..`.
+    """
+    refuse_dbfs(path)
+    if not path or path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
+        raise VolumeError(
+            f"{path!r} is not a path inside the Volume. Give it relative to the Volume's root, "
+            "such as 'parquet/2026/a.parquet', without '.', '..' or empty parts."
+        )
+    return path
+
+
+def refuse_dbfs(path: str) -> None:
+    """Raise `DbfsDisabledError` if `path` is a DBFS or mount path."""
+    lowered = path.lower()
+    if lowered.startswith(("dbfs:", "/dbfs/", "/mnt/")) or lowered in ("/dbfs", "/mnt"):
+        raise DbfsDisabledError(path)
+
+
+def iterate(listing: Listing) -> Iterator[FileEntry]:
+    """The files of a listing one by one (for small listings; columns are faster for large ones)."""
+    for path, size, modified_ns, etag in listing.files.iter_rows():
+        yield FileEntry(path, size, modified_ns, etag)

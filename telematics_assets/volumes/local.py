@@ -1,0 +1,250 @@
+"""A Volume that is a local folder.
+
+Belongs here: walking, reading and publishing files on a local disk, and what makes a publication atomic and durable there.
+Does not belong here: what the files mean.
+
+Publication is temporary file, fsync, `link()`, fsync of the folder: `rename()` would replace a file silently, `link()` never
+does. Listing is `os.scandir`, because one odd name (a tab, bytes that are not UTF-8) must not stop the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat as stat_module
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+
+from telematics_assets.errors import FileMissingError, VolumeError, VolumeUnavailableError
+from telematics_assets.volumes.base import FileEntry, Listing, Problem, check_path
+
+_PERMANENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL}
+_GONE = (FileNotFoundError, NotADirectoryError)
+
+
+class LocalVolume:
+    """A Volume that mirrors `/Volumes/<catalog>/<schema>/<volume>` in a local folder."""
+
+    def __init__(self, root: Path, location: str) -> None:
+        """Use a folder as a Volume; it is created at the first write.
+
+        Args:
+            root: The folder.
+            location: The Volume's name as a path.
+        """
+        self._root = os.path.abspath(root)
+        self.location = location
+
+    @property
+    def uri(self) -> str:
+        """The folder's absolute path."""
+        return self._root
+
+    def scan(self, folder: str) -> Listing:
+        """See `Volume.scan`. Symbolic links and special files are named as problems, not followed."""
+        check_path(folder)
+        paths: list[str] = []
+        sizes: list[int] = []
+        times: list[int] = []
+        inodes: list[int] = []
+        problems: list[Problem] = []
+        pending = [folder]
+        while pending:
+            current = pending.pop()
+            try:
+                with os.scandir(os.path.join(self._root, current)) as entries:
+                    for entry in entries:
+                        name = entry.name
+                        if name[0] in "_.":
+                            continue
+                        path = f"{current}/{name}"
+                        try:
+                            if entry.is_dir(follow_symlinks=False):
+                                pending.append(path)
+                                continue
+                            info = entry.stat(follow_symlinks=False)
+                        except _GONE:
+                            continue
+                        if not stat_module.S_ISREG(info.st_mode):
+                            kind = "a symbolic link" if stat_module.S_ISLNK(info.st_mode) else "a special file"
+                            problems.append(Problem(_shown(path), f"{kind} is not read as data; land a copy of the file"))
+                            continue
+                        paths.append(path)
+                        sizes.append(info.st_size)
+                        times.append(info.st_mtime_ns)
+                        inodes.append(info.st_ino)
+            except _GONE as error:
+                if current == folder and isinstance(error, NotADirectoryError):
+                    raise VolumeError(f"{self._at(folder)} is a file. A stream reads a folder; move the file into one.") from None
+            except PermissionError as error:
+                if current == folder:
+                    raise _translate(error, self._at(current)) from None
+                problems.append(Problem(_shown(current), "permission denied; let the loader's user read this folder"))
+            except OSError as error:
+                raise _translate(error, self._at(current)) from error
+        try:
+            column = pl.Series("path", paths, pl.String)
+        except UnicodeEncodeError:
+            good = [i for i, path in enumerate(paths) if _is_utf8(path)]
+            problems += [
+                Problem(_shown(path), "the name is not UTF-8, so no table can hold it; rename the file")
+                for path in paths
+                if not _is_utf8(path)
+            ]
+            paths, sizes, times, inodes = ([values[i] for i in good] for values in (paths, sizes, times, inodes))  # type: ignore[assignment]
+            column = pl.Series("path", paths, pl.String)
+        files = pl.DataFrame(
+            {
+                "path": column,
+                "size": pl.Series(sizes, dtype=pl.Int64),
+                "modified_ns": pl.Series(times, dtype=pl.Int64),
+                "etag": pl.Series(inodes, dtype=pl.UInt64).cast(pl.String),
+            }
+        )
+        return Listing(files, tuple(problems))
+
+    def names(self, folder: str) -> list[str]:
+        """See `Volume.names`."""
+        check_path(folder)
+        try:
+            with os.scandir(os.path.join(self._root, folder)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        except _GONE:
+            return []
+        except OSError as error:
+            raise _translate(error, self._at(folder)) from error
+
+    def stat(self, path: str) -> FileEntry | None:
+        """See `Volume.stat`."""
+        try:
+            info = os.stat(self._at(path), follow_symlinks=False)
+        except _GONE:
+            return None
+        except OSError as error:
+            raise _translate(error, self._at(path)) from error
+        if not stat_module.S_ISREG(info.st_mode):
+            return None
+        return FileEntry(path, info.st_size, info.st_mtime_ns, str(info.st_ino))
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """See `Volume.open`."""
+        try:
+            handle = open(self._at(path), "rb")  # noqa: SIM115 - closed below, after the body's own errors pass through
+        except OSError as error:
+            raise _translate(error, self._at(path)) from error
+        with handle:
+            yield handle
+
+    def read(self, path: str) -> bytes:
+        """See `Volume.read`."""
+        with self.open(path) as handle:
+            try:
+                return handle.read()
+            except OSError as error:
+                raise _translate(error, self._at(path)) from error
+
+    def create(self, path: str, data: bytes) -> bool:
+        """See `Volume.create`."""
+        with self._published(path) as (handle, publish):
+            handle.write(data)
+            return publish(None)
+
+    def upload(self, path: str, source: BinaryIO, *, modified_ns: int | None = None) -> bool:
+        """See `Volume.upload`."""
+        with self._published(path) as (handle, publish):
+            shutil.copyfileobj(source, handle, 1 << 20)
+            return publish(modified_ns)
+
+    def delete(self, path: str) -> None:
+        """See `Volume.delete`."""
+        try:
+            os.unlink(self._at(path))
+        except _GONE:
+            return
+        except OSError as error:
+            raise _translate(error, self._at(path)) from error
+
+    def _at(self, path: str) -> str:
+        return os.path.join(self._root, check_path(path))
+
+    @contextmanager
+    def _published(self, path: str) -> Iterator[tuple[BinaryIO, Callable[[int | None], bool]]]:
+        target = self._at(path)
+        folder = os.path.dirname(target)
+        temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
+        try:
+            _make_folder(folder)
+            with open(temporary, "xb") as handle:
+
+                def publish(modified_ns: int | None) -> bool:
+                    handle.flush()
+                    if modified_ns is not None:
+                        os.utime(handle.fileno(), ns=(modified_ns, modified_ns))
+                    os.fsync(handle.fileno())
+                    try:
+                        os.link(temporary, target)
+                    except FileExistsError:
+                        return False
+                    sync_folder(folder)
+                    return True
+
+                yield handle, publish
+        except OSError as error:
+            raise _translate(error, target) from error
+        finally:
+            try:
+                os.unlink(temporary)
+            except OSError:
+                # Left behind it is hidden, and hidden names are not data.
+                pass
+
+
+def sync_folder(folder: str) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: str) -> None:
+    missing: list[str] = []
+    current = folder
+    while not os.path.isdir(current):
+        missing.append(current)
+        current = os.path.dirname(current)
+    for path in reversed(missing):
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            continue
+        sync_folder(os.path.dirname(path))
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _translate(error: OSError, path: str) -> VolumeError | VolumeUnavailableError:
+    shown = _shown(path)
+    if isinstance(error, FileNotFoundError):
+        return FileMissingError(f"{shown} does not exist. List the folder to see what is there.")
+    if error.errno in _PERMANENT:
+        return VolumeError(f"{shown}: {error.strerror}. Check the path and the permissions of the loader's user.")
+    return VolumeUnavailableError(f"{shown}: {error.strerror or error}. It may go through later.")
