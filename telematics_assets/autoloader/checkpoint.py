@@ -1,0 +1,462 @@
+"""A stream's checkpoint: what was planned, what came of it, what is committed, and which files are known.
+
+Belongs here: the files below `_checkpoints/<stream>/`, their formats and versions, and the ledger.
+Does not belong here: the order of steps (`loader.py`), listing and reading data files, tables, Dagster.
+
+    metadata/<g>            identity: stream id and table id; a new generation g starts the stream anew
+    offsets/<n>             the plan of batch n: its files with size, modification time and ETag
+    results/<n>.<attempt>   what one attempt made of every file of the plan, and the schema it wrote
+    commits/<n>             which attempt counts, and the table version that holds it
+    ledger/<a>-<b>          the files decided by batches a to b, in columns (Parquet)
+
+Every file is published by write-if-absent and never changed. Ledger segments merge results in tiers of `FANOUT`, so that a
+batch costs what it adds; what a segment covers is deleted behind it, except the newest batch. Batch numbers are 20 digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from telematics_assets.errors import CheckpointCorruptError, CheckpointTooNewError, FileMissingError
+from telematics_assets.volumes.base import FileEntry, Volume
+
+#: Version of the file formats below. A checkpoint with a higher one was written by a newer version of the package.
+FORMAT = 1
+#: Results, or segments of equal size, that are merged into one segment.
+FANOUT = 8
+#: How often a listing is repeated when another process merges and deletes under it.
+_READS = 4
+
+#: Columns of the ledger; times in nanoseconds since the epoch (UTC). `size` is null where it is not known.
+LEDGER_SCHEMA = {
+    "path": pl.String,
+    "size": pl.Int64,
+    "modified_ns": pl.Int64,
+    "state": pl.String,
+    "reason": pl.String,
+    "rows": pl.Int64,
+    "batch_id": pl.Int64,
+    "table_version": pl.Int64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Identity of a stream's checkpoint.
+
+    Attributes:
+        stream_id: Application id of the stream's Delta transactions.
+        table_id: Id of the table that it fills.
+        first_batch: Number of this generation's first batch.
+        table_version: Table version at which the generation began.
+    """
+
+    stream_id: str
+    table_id: str
+    first_batch: int = 0
+    table_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The files of one batch.
+
+    Attributes:
+        batch_id: Its number.
+        planner: Id of the process that made it.
+        files: The files, in the order in which they are read.
+    """
+
+    batch_id: int
+    planner: str
+    files: tuple[FileEntry, ...]
+
+    @property
+    def digest(self) -> str:
+        """Hash of number, planner and files: two plans with one digest are the same plan."""
+        text = json.dumps([self.batch_id, self.planner, [asdict(file) for file in self.files]])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """What an attempt made of one file.
+
+    Attributes:
+        path: The file.
+        state: `INGESTED`, `SKIPPED_CORRUPTED`, `SKIPPED_MISSING`, or `LEFT`: it changed meanwhile and will be
+            discovered again; the ledger does not know it.
+        reason: Why it was not ingested.
+        rows: Rows that it brought.
+        rescued: Rows of them with rescued data.
+        corrupt: Rows of them whose record could not be parsed.
+    """
+
+    path: str
+    state: str
+    reason: str | None = None
+    rows: int = 0
+    rescued: int = 0
+    corrupt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one attempt at a batch made.
+
+    Attributes:
+        batch_id: The batch.
+        attempt: Id of the attempt.
+        files: One entry per file of the plan.
+        added: Columns that the attempt added to the table: name and Delta type.
+        schema: Columns of the table as the attempt wrote it: name and Delta type.
+    """
+
+    batch_id: int
+    attempt: str
+    files: tuple[FileResult, ...]
+    added: tuple[tuple[str, str], ...]
+    schema: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCommit:
+    """The end of a batch.
+
+    Attributes:
+        batch_id: The batch.
+        attempt: The attempt that counts.
+        table_version: Table version that holds its rows.
+    """
+
+    batch_id: int
+    attempt: str
+    table_version: int
+
+
+class Checkpoint:
+    """Reads and publishes the files of one stream's checkpoint. Keeps no state but the ledger it read last."""
+
+    def __init__(self, volume: Volume, stream: str) -> None:
+        """Use `_checkpoints/<stream>` of a Volume."""
+        self._volume = volume
+        self._stream = stream
+        self._root = f"_checkpoints/{stream}"
+        self._cached: tuple[int, int, pl.DataFrame] | None = None
+
+    @property
+    def location(self) -> str:
+        """Where it is, inside the Volume."""
+        return self._root
+
+    def metadata(self) -> Metadata | None:
+        """The newest generation, or None if the stream never began."""
+        generation = self._generation()
+        if generation < 0:
+            return None
+        return Metadata(**self._read("metadata", str(generation)))
+
+    def begin(self, metadata: Metadata) -> Metadata:
+        """Publish a new generation, or return the one that another process published first."""
+        name = str(self._generation() + 1)
+        if not self._publish("metadata", name, asdict(metadata)):
+            return Metadata(**self._read("metadata", name))
+        return metadata
+
+    def last_commit(self, metadata: Metadata) -> BatchCommit | None:
+        """The newest committed batch of this generation, or None.
+
+        Raises:
+            CheckpointCorruptError: If a commit between the ledger and the newest one is missing.
+        """
+        for _ in range(_READS):
+            try:
+                return self._last_commit(metadata)
+            except (FileMissingError, CheckpointCorruptError) as error:
+                # Another process may have merged and deleted between the listings: list again.
+                failure = error
+        if isinstance(failure, CheckpointCorruptError):
+            raise failure
+        raise self._corrupt("commits", f"a file is missing ({failure})")
+
+    def _last_commit(self, metadata: Metadata) -> BatchCommit | None:
+        numbers = [n for n in self._numbers("commits") if n >= metadata.first_batch]
+        segments = self._segments(metadata.first_batch)
+        if not numbers:
+            if segments:
+                raise self._corrupt("commits", "the newest commit is missing, but the ledger knows batches")
+            return None
+        covered = segments[-1][1] if segments else metadata.first_batch - 1
+        missing = set(range(covered + 1, numbers[-1] + 1)).difference(numbers)
+        if missing or numbers[-1] < covered:
+            raise self._corrupt(f"commits/{_number(min(missing, default=covered))}", "it is missing")
+        return BatchCommit(**self._read("commits", _number(numbers[-1])))
+
+    def plan(self, batch_id: int) -> Plan | None:
+        """The plan of a batch, or None if there is none yet."""
+        try:
+            document = self._read("offsets", _number(batch_id))
+        except FileMissingError:
+            return None
+        files = tuple(FileEntry(*entry) for entry in document["files"])
+        return Plan(document["batch_id"], document["planner"], files)
+
+    def publish_plan(self, plan: Plan) -> Plan:
+        """Publish the plan of a batch, or return the one that another loader published first."""
+        document = {
+            "batch_id": plan.batch_id,
+            "planner": plan.planner,
+            "files": [[f.path, f.size, f.modified_ns, f.etag] for f in plan.files],
+        }
+        if self._publish("offsets", _number(plan.batch_id), document):
+            return plan
+        other = self.plan(plan.batch_id)
+        if other is None:
+            raise self._corrupt(f"offsets/{_number(plan.batch_id)}", "it vanished")
+        return other
+
+    def publish_result(self, result: Result) -> None:
+        """Publish what an attempt made."""
+        document = asdict(result)
+        document["files"] = [[f.path, f.state, f.reason, f.rows, f.rescued, f.corrupt] for f in result.files]
+        self._publish("results", f"{_number(result.batch_id)}.{result.attempt}", document)
+
+    def result(self, batch_id: int, attempt: str) -> Result:
+        """What an attempt made.
+
+        Raises:
+            FileMissingError: If it is not there.
+        """
+        document = self._read("results", f"{_number(batch_id)}.{attempt}")
+        return Result(
+            document["batch_id"],
+            document["attempt"],
+            tuple(FileResult(*entry) for entry in document["files"]),
+            tuple((name, type_) for name, type_ in document["added"]),
+            tuple((name, type_) for name, type_ in document["schema"]),
+        )
+
+    def publish_commit(self, commit: BatchCommit) -> None:
+        """Publish the end of a batch."""
+        self._publish("commits", _number(commit.batch_id), asdict(commit))
+
+    def no_files(self) -> pl.DataFrame:
+        """The ledger of a stream that never began."""
+        return pl.DataFrame(schema=LEDGER_SCHEMA)
+
+    def ledger(self, metadata: Metadata) -> pl.DataFrame:
+        """Every known file with its newest state: `LEDGER_SCHEMA`, one row per path."""
+        for _ in range(_READS):
+            try:
+                return self._ledger(metadata)
+            except FileMissingError as error:
+                missing = error
+        raise self._corrupt("ledger", f"a file of it is missing ({missing})")
+
+    def compact(self, metadata: Metadata) -> None:
+        """Merge results and segments that are due, and delete what a published segment covers."""
+        try:
+            self._compact(metadata)
+        except FileMissingError:
+            # Another loader merged the same batches and deleted them already.
+            return
+
+    def _compact(self, metadata: Metadata) -> None:
+        segments = self._segments(metadata.first_batch)
+        committed = [n for n in self._numbers("commits") if n >= metadata.first_batch]
+        start = segments[-1][1] + 1 if segments else metadata.first_batch
+        if not committed or committed[-1] - start + 1 < FANOUT:
+            return
+        end = start + FANOUT - 1
+        parts = [self._results_frame(metadata, n) for n in range(start, end + 1)]
+        merged_from = start
+        span = FANOUT
+        while len(segments) >= FANOUT - 1 and all(b - a + 1 == span for a, b in segments[-(FANOUT - 1) :]):
+            group = segments[-(FANOUT - 1) :]
+            parts = [self._segment(a, b) for a, b in group] + parts
+            merged_from = group[0][0]
+            segments = segments[: -(FANOUT - 1)]
+            span *= FANOUT
+        frame = _newest(pl.concat(parts))
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer, compression="zstd", metadata={"telematics.format": str(FORMAT)})
+        self._volume.create(f"{self._root}/ledger/{_number(merged_from)}-{_number(end)}", buffer.getvalue())
+        self._clean(metadata, committed[-1])
+
+    def forget(self) -> None:
+        """Delete the whole checkpoint; the identity goes first, so that what a crash leaves behind means nothing."""
+        for folder in ("metadata", "commits", "offsets", "results", "ledger"):
+            for name in self._volume.names(f"{self._root}/{folder}"):
+                self._volume.delete(f"{self._root}/{folder}/{name}")
+
+    def next_free_batch(self) -> int:
+        """A batch number above all that any generation used."""
+        numbers = [*self._numbers("offsets"), *self._numbers("commits"), -1]
+        spans = [span for name in self._volume.names(f"{self._root}/ledger") if (span := _span(name)) is not None]
+        return max(numbers + [b for _, b in spans]) + 1
+
+    def begin_from(self, metadata: Metadata, files: pl.DataFrame, commit: BatchCommit) -> None:
+        """Publish a new generation whose first batch is already committed and knows these files (`LEDGER_SCHEMA`)."""
+        number = _number(commit.batch_id)
+        buffer = io.BytesIO()
+        files.select(list(LEDGER_SCHEMA)).write_parquet(
+            buffer, compression="zstd", metadata={"telematics.format": str(FORMAT)}
+        )
+        self._volume.create(f"{self._root}/ledger/{number}-{number}", buffer.getvalue())
+        self.publish_commit(commit)
+        self.begin(metadata)
+        self._cached = None
+
+    def _clean(self, metadata: Metadata, newest: int) -> None:
+        segments = self._segments(metadata.first_batch)
+        kept = {f"{_number(a)}-{_number(b)}" for a, b in segments}
+        for name in self._volume.names(f"{self._root}/ledger"):
+            if name not in kept and _span(name) is not None:
+                self._volume.delete(f"{self._root}/ledger/{name}")
+        covered = min(segments[-1][1], newest - 1)
+        for folder in ("offsets", "results", "commits"):
+            for name in self._volume.names(f"{self._root}/{folder}"):
+                number = name.split(".")[0]
+                if number.isdigit() and int(number) <= covered:
+                    self._volume.delete(f"{self._root}/{folder}/{name}")
+
+    def _ledger(self, metadata: Metadata) -> pl.DataFrame:
+        segments = self._segments(metadata.first_batch)
+        last = self.last_commit(metadata)
+        newest = -1 if last is None else last.batch_id
+        cached = self._cached
+        if cached is not None and cached[0] == metadata.first_batch and cached[1] <= newest:
+            if cached[1] == newest:
+                return cached[2]
+            start = cached[1] + 1
+            parts = [cached[2]]
+            if segments and segments[-1][1] >= start:
+                parts, start = [self._segment(a, b) for a, b in segments], segments[-1][1] + 1
+        else:
+            parts = [self._segment(a, b) for a, b in segments]
+            start = segments[-1][1] + 1 if segments else metadata.first_batch
+        parts += [self._results_frame(metadata, n) for n in range(start, newest + 1)]
+        frame = _newest(pl.concat(parts)) if parts else self.no_files()
+        self._cached = (metadata.first_batch, newest, frame)
+        return frame
+
+    def _results_frame(self, metadata: Metadata, batch_id: int) -> pl.DataFrame:
+        commit = BatchCommit(**self._read("commits", _number(batch_id)))
+        result = self.result(batch_id, commit.attempt)
+        plan = self.plan(batch_id)
+        if plan is None:
+            raise FileMissingError(f"offsets/{_number(batch_id)} does not exist")
+        planned = {file.path: file for file in plan.files}
+        rows = [
+            (
+                file.path,
+                planned[file.path].size,
+                planned[file.path].modified_ns,
+                file.state,
+                file.reason,
+                file.rows,
+                batch_id,
+                commit.table_version,
+            )
+            for file in result.files
+            if file.state != "LEFT"
+        ]
+        return pl.DataFrame(rows, schema=LEDGER_SCHEMA, orient="row")
+
+    def _segments(self, first_batch: int) -> list[tuple[int, int]]:
+        spans = [span for name in self._volume.names(f"{self._root}/ledger") if (span := _span(name)) is not None]
+        longest: dict[int, int] = {}
+        for a, b in spans:
+            longest[a] = max(b, longest.get(a, b))
+        chain: list[tuple[int, int]] = []
+        position = first_batch
+        while position in longest:
+            chain.append((position, longest[position]))
+            position = longest[position] + 1
+        return chain
+
+    def _segment(self, a: int, b: int) -> pl.DataFrame:
+        name = f"ledger/{_number(a)}-{_number(b)}"
+        data = self._volume.read(f"{self._root}/{name}")
+        try:
+            version = pl.read_parquet_metadata(io.BytesIO(data)).get("telematics.format", "0")
+            if int(version) > FORMAT:
+                raise self._too_new(name, int(version))
+            frame = pl.read_parquet(io.BytesIO(data))
+        except pl.exceptions.PolarsError as error:
+            raise self._corrupt(name, f"it is cut short or changed ({' '.join(str(error).split())[:120]})") from None
+        if dict(frame.schema) != LEDGER_SCHEMA:
+            raise self._corrupt(name, "its columns are not a ledger's")
+        return frame
+
+    def _generation(self) -> int:
+        numbers = [int(name) for name in self._volume.names(f"{self._root}/metadata") if name.isdigit()]
+        return max(numbers, default=-1)
+
+    def _numbers(self, folder: str) -> list[int]:
+        names = self._volume.names(f"{self._root}/{folder}")
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _publish(self, folder: str, name: str, document: dict[str, Any]) -> bool:
+        text = json.dumps({"format": FORMAT, "kind": folder, **document}, separators=(",", ":"))
+        return self._volume.create(f"{self._root}/{folder}/{name}", text.encode())
+
+    def _read(self, folder: str, name: str) -> dict[str, Any]:
+        data = self._volume.read(f"{self._root}/{folder}/{name}")
+        try:
+            document = json.loads(data)
+        except ValueError:
+            raise self._corrupt(f"{folder}/{name}", f"it is cut short or changed ({len(data)} bytes)") from None
+        if not isinstance(document, dict) or document.pop("kind", None) != folder:
+            raise self._corrupt(f"{folder}/{name}", "it is not what its name says")
+        version = document.pop("format", None)
+        if not isinstance(version, int):
+            raise self._corrupt(f"{folder}/{name}", "it has no format version")
+        if version > FORMAT:
+            raise self._too_new(f"{folder}/{name}", version)
+        return document
+
+    def _corrupt(self, name: str, what: str) -> CheckpointCorruptError:
+        return CheckpointCorruptError(
+            f"The checkpoint file {self._volume.uri}/{self._root}/{name} can't be trusted: {what}. Restore the folder "
+            f"{self._root} from a copy, or {choices(self._stream)}"
+        )
+
+    def _too_new(self, name: str, version: int) -> CheckpointTooNewError:
+        return CheckpointTooNewError(
+            f"The checkpoint file {self._volume.uri}/{self._root}/{name} has format {version}; this version of "
+            f"telematics_assets reads up to {FORMAT}. Upgrade the package; nothing was changed."
+        )
+
+
+def choices(stream: str) -> str:
+    """The ways out of a checkpoint and a table that contradict each other, as the end of an error message."""
+    return (
+        f"choose: `telematics reset {stream} --rebuild` makes a new ledger from the table's rows (nothing is loaded twice); "
+        f"`telematics reset {stream} --drop-table` starts anew from the files that are there."
+    )
+
+
+def _newest(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.unique("path", keep="last", maintain_order=True)
+
+
+def _number(batch_id: int) -> str:
+    return f"{batch_id:020d}"
+
+
+def _span(name: str) -> tuple[int, int] | None:
+    a, _, b = name.partition("-")
+    return (int(a), int(b)) if a.isdigit() and b.isdigit() else None
+
+
+def as_files(frame: pl.DataFrame) -> Sequence[FileEntry]:
+    """Rows of a listing as entries."""
+    return [FileEntry(*row) for row in frame.select("path", "size", "modified_ns", "etag").iter_rows()]

@@ -1,0 +1,28 @@
+"""What every reader yields: rows that fit the table, column by column.
+
+Belongs here: the one shape between readers (`json_lines.py`, `parquet.py`) and the loader.
+Does not belong here: reading, schema decisions, Dagster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive rows of one file, brought into the target schema.
+
+    Attributes:
+        table: The rows; its schema equals the target schema that the reader was given.
+        rescued_rows: Rows whose rescued data column is not null.
+        corrupt_rows: Rows whose corrupt record column is not null.
+    """
+
+    table: pa.Table
+    rescued_rows: int = 0
+    corrupt_rows: int = 0

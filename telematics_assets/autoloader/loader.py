@@ -1,0 +1,556 @@
+"""The exactly-once protocol: verify, plan, read, commit, publish.
+
+Belongs here: the order of the steps of a batch, recovery after a crash, and every refusal that protects the promise.
+Does not belong here: checkpoint formats (`checkpoint.py`), listing (`discovery.py`), how rows are read and written (the
+engine's `BatchWriter`), Dagster.
+
+One batch: (1) open the table ONCE and verify that table and checkpoint tell the same story; (2) publish the plan, or take up
+the pending one; (3) read the plan's files; (4) publish the result, then ONE table commit with rows, columns and position;
+(5) publish the commit. Killed anywhere, the next run finds out from the table's own log how far it came.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import polars as pl
+
+from telematics_assets.autoloader.checkpoint import (
+    BatchCommit,
+    Checkpoint,
+    Metadata,
+    Plan,
+    Result,
+    as_files,
+    choices,
+)
+from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, fingerprint
+from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, FileStream, TableName
+from telematics_assets.engines.base import (
+    BatchBalance,
+    BatchReport,
+    FileRecord,
+    FileState,
+    IngestReport,
+    IngestRequest,
+    PendingFiles,
+    Progress,
+    ProgressListener,
+    SchemaChange,
+    SkippedFile,
+)
+from telematics_assets.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointRolledBackError,
+    CommitConflictError,
+    FileMissingError,
+    OptionError,
+    TableError,
+    TableMovedError,
+    TableNotOursError,
+    TableUnsupportedError,
+)
+from telematics_assets.lakehouse.base import STREAM_ID_PROPERTY, STREAM_NAME_PROPERTY, Commit, Lakehouse, Table
+from telematics_assets.volumes.base import FileEntry, Volume
+
+#: Keys of the commit info that tie a table commit to the checkpoint.
+ATTEMPT_INFO = "telematics.attempt"
+DIGEST_INFO = "telematics.planDigest"
+
+#: How often checkpoint and table are read again when they contradict each other because another loader goes on.
+_READS = 5
+_RETENTION = "delta.setTransactionRetentionDuration"
+
+#: Steps of a batch, in order, as they are announced to `on_step`; a test can stop a process at each of them.
+STEPS = (
+    "opened",
+    "listed",
+    "table_created",
+    "metadata_published",
+    "planned",
+    "reading",
+    "file_read",
+    "results_published",
+    "table_committed",
+    "made_durable",
+    "commit_published",
+    "compacted",
+)
+
+
+class BatchWriter(Protocol):
+    """How an engine reads a plan's files and writes their rows. The order of steps is the loader's."""
+
+    def create_table(self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]) -> Table:
+        """Create the stream's table with the columns of its contract and of the first plan's files."""
+        ...
+
+    def write(
+        self,
+        stream: FileStream,
+        table: Table,
+        plan: Plan,
+        attempt: str,
+        stream_id: str,
+        publish: Callable[[Result], None],
+        on_step: Callable[[str], None],
+        progress: ProgressListener,
+    ) -> Commit:
+        """Read the plan's files, call `publish` with the result, and commit once.
+
+        Raises:
+            CommitConflictError: Another loader was first; nothing of this attempt is in the table.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Session:
+    metadata: Metadata
+    table: Table
+    last: BatchCommit | None
+    plan: Plan | None
+    recovered: BatchCommit | None = None
+
+    @property
+    def next_batch(self) -> int:
+        return self.metadata.first_batch if self.last is None else self.last.batch_id + 1
+
+
+class StreamLoader:
+    """Loads one stream into its table. Keeps no state that matters beyond a call."""
+
+    def __init__(
+        self,
+        stream: FileStream,
+        table: TableName,
+        volume: Volume,
+        lakehouse: Lakehouse,
+        writer: BatchWriter,
+        *,
+        settle_seconds: float = 1.0,
+        incomplete_seconds: float = 300.0,
+        on_step: Callable[[str], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Tie a stream to its Volume, its table and a writer.
+
+        Args:
+            stream: The stream.
+            table: Full name of its table.
+            volume: The landing Volume; the checkpoint is in it too.
+            lakehouse: Where the table is.
+            writer: How rows are read and written.
+            settle_seconds: See `Discovery`.
+            incomplete_seconds: See `Discovery`.
+            on_step: Called with each name of `STEPS` as it is passed.
+            sleep: Waits for young files to settle, seconds.
+        """
+        self._stream = stream
+        self._name = table
+        self._volume = volume
+        self._lakehouse = lakehouse
+        self._writer = writer
+        self._settle = settle_seconds
+        self._step = on_step or _ignore
+        self._sleep = sleep
+        self._checkpoint = Checkpoint(volume, stream.name)
+        self._discovery = Discovery(volume, stream.folder, stream.format, settle_seconds, incomplete_seconds)
+        self._planner = uuid.uuid4().hex[:12]
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def ingest(self, request: IngestRequest | None = None, progress: ProgressListener | None = None) -> IngestReport:
+        """Drain what is available, batch by batch. See `Engine.ingest`."""
+        request = request or IngestRequest()
+        if request.max_files is not None and request.max_files < 1:
+            raise OptionError(f"max_files={request.max_files} is not accepted. Use a whole number from 1, or none for all.")
+        tell = progress or _ignore
+        started = time.monotonic()
+        batches: list[BatchReport] = []
+        handled: set[str] = set()
+        yielded = waited = False
+        session: _Session | None = None
+        budget = request.max_files
+        discovered: Discovered | None = None
+        while budget is None or budget > 0:
+            session = self._open()
+            if session is not None and session.recovered is not None:
+                tell(Progress("plan", f"finished batch {session.recovered.batch_id} of an earlier process"))
+                batches.append(self._recover(session, session.recovered))
+                continue
+            self._step("opened")
+            plan = None if session is None else session.plan
+            if plan is None:
+                tell(Progress("list", f"listing {self._stream.folder}"))
+                discovered = self._discovery.run(self._ledger(session))
+                self._step("listed")
+                # A file that left its batch because it changed is not chased within one call.
+                ready = discovered.ready.filter(~pl.col("path").is_in(list(handled)))
+                if ready.is_empty():
+                    if discovered.waiting and not waited:
+                        waited = True
+                        tell(Progress("list", f"{len(discovered.waiting)} young files: waiting {self._settle:g} s for them"))
+                        self._sleep(self._settle)
+                        continue
+                    break
+                size = min(self._stream.options.max_files_per_trigger, budget or ready.height)
+                files = tuple(as_files(ready.head(size)))
+                if session is None:
+                    # Listed again afterwards: another loader may have begun the stream with the same files.
+                    self._begin(files)
+                    continue
+                plan = self._checkpoint.publish_plan(Plan(session.next_batch, self._planner, files))
+                self._step("planned")
+            assert session is not None
+            tell(Progress("plan", f"batch {plan.batch_id}: {len(plan.files)} files", 0, len(plan.files)))
+            handled.update(file.path for file in plan.files)
+            if budget is not None:
+                budget -= len(plan.files)
+            try:
+                batches.append(self._run(session, plan, tell))
+            except CommitConflictError:
+                if not self._lost_race(session, plan):
+                    raise
+                yielded = True
+                tell(Progress("done", f"another loader committed batch {plan.batch_id}; it goes on with the rest"))
+                break
+        return self._report(batches, discovered, yielded, time.monotonic() - started)
+
+    def _run(self, session: _Session, plan: Plan, tell: ProgressListener) -> BatchReport:
+        attempt = uuid.uuid4().hex[:12]
+        results: list[Result] = []
+
+        def publish(result: Result) -> None:
+            self._checkpoint.publish_result(result)
+            results[:] = [result]
+            self._step("results_published")
+
+        commit = self._writer.write(
+            self._stream, session.table, plan, attempt, session.metadata.stream_id, publish, self._step, tell
+        )
+        self._step("table_committed")
+        self._finish(session, BatchCommit(plan.batch_id, attempt, commit.version), commit)
+        return _batch_report(plan, results[0], commit.version, recovered=False)
+
+    def _finish(self, session: _Session, end: BatchCommit, commit: Commit) -> None:
+        session.table.make_durable(commit)
+        self._step("made_durable")
+        self._checkpoint.publish_commit(end)
+        self._step("commit_published")
+        self._checkpoint.compact(session.metadata)
+        self._step("compacted")
+
+    def _recover(self, session: _Session, end: BatchCommit) -> BatchReport:
+        plan = session.plan
+        assert plan is not None
+        try:
+            result = self._checkpoint.result(end.batch_id, end.attempt)
+        except FileMissingError as error:
+            raise CheckpointCorruptError(
+                f"{self._name} version {end.table_version} was committed by attempt {end.attempt} of batch {end.batch_id}, but "
+                f"its result is lost: {error} Restore the folder from a copy, or {choices(self._stream.name)}"
+            ) from None
+        (commit,) = [c for c in session.table.commits(end.table_version - 1) if c.version == end.table_version]
+        self._finish(session, end, commit)
+        return _batch_report(plan, result, end.table_version, recovered=True)
+
+    def _lost_race(self, session: _Session, plan: Plan) -> bool:
+        table = self._lakehouse.open(self._name)
+        position = None if table is None else table.position(session.metadata.stream_id)
+        return position is not None and position >= plan.batch_id
+
+    # -- verification ----------------------------------------------------------------------------------------------
+
+    def _begin(self, files: tuple[FileEntry, ...]) -> None:
+        properties = {STREAM_ID_PROPERTY: uuid.uuid4().hex, STREAM_NAME_PROPERTY: self._stream.name}
+        self._writer.create_table(self._stream, self._name, files, properties)
+        self._step("table_created")
+
+    def _open(self) -> _Session | None:
+        """Open the table and prove that it and the checkpoint tell the same story; None if the stream never began."""
+        for _ in range(_READS):
+            metadata = self._checkpoint.metadata()
+            last = None if metadata is None else self._checkpoint.last_commit(metadata)
+            try:
+                return self._session(metadata, last)
+            except (TableError, CheckpointError):
+                # Another loader may have gone on between reading the checkpoint and opening the table: read both again.
+                now = self._checkpoint.metadata()
+                if now == metadata and (now is None or self._checkpoint.last_commit(now) == last):
+                    raise
+        raise CommitConflictError(
+            f"Other loaders of stream {self._stream.name!r} commit faster than this one can look. Nothing was changed; run again."
+        )
+
+    def _session(self, metadata: Metadata | None, last: BatchCommit | None) -> _Session | None:
+        # The checkpoint was read before the table is opened: what it calls committed must be in this snapshot.
+        table = self._lakehouse.open(self._name)
+        if metadata is None:
+            if table is None:
+                return None
+            metadata = self._adopt(table)
+            self._step("metadata_published")
+        if table is None:
+            raise TableMovedError(
+                f"{self._name} is gone ({self._lakehouse.uri}), but stream {self._stream.name!r} has loaded files into it. "
+                f"Restore the table, or run `telematics reset {self._stream.name}` to load everything that is there anew."
+            )
+        if table.id != metadata.table_id or table.properties.get(STREAM_ID_PROPERTY) != metadata.stream_id:
+            raise TableMovedError(
+                f"{self._name} is another table than the one that stream {self._stream.name!r} filled: it was dropped and "
+                f"created again, or belongs to another checkpoint. Restore it, or {choices(self._stream.name)}"
+            )
+        if _RETENTION in table.properties:
+            raise TableUnsupportedError(
+                f"{self._name} has the property {_RETENTION}: with it, Delta forgets how far a stream has come, and files "
+                f"would be loaded twice. Unset it: ALTER TABLE {self._name.sql} UNSET TBLPROPERTIES ('{_RETENTION}')"
+            )
+        plan = self._checkpoint.plan(_Session(metadata, table, last, None).next_batch)
+        return self._verified(_Session(metadata, table, last, plan))
+
+    def _verified(self, session: _Session) -> _Session:
+        metadata, table, last = session.metadata, session.table, session.last
+        name = self._stream.name
+        recorded = metadata.table_version if last is None else last.table_version
+        if table.version < recorded:
+            raise TableMovedError(
+                f"{self._name} is at version {table.version}, but stream {name!r} committed version {recorded}: the table was "
+                f"replaced by an older copy. Restore the newer one, or {choices(name)}"
+            )
+        since = table.commits(recorded)
+        for commit in since:
+            if commit.removes_data:
+                raise TableMovedError(
+                    f"Rows of {self._name} were removed by somebody else: version {commit.version}, operation "
+                    f"{commit.operation}. The stream's ledger no longer describes the table. If that is what you want, "
+                    f"{choices(name)}"
+                )
+        position = table.position(metadata.stream_id)
+        committed = session.next_batch - 1
+        if position is None:
+            position = metadata.first_batch - 1
+        if position == committed:
+            return session
+        if position == committed + 1 and session.plan is not None:
+            for commit in since:
+                if commit.transactions.get(metadata.stream_id) == position:
+                    if commit.info.get(DIGEST_INFO) != session.plan.digest:
+                        break
+                    end = BatchCommit(position, commit.info[ATTEMPT_INFO], commit.version)
+                    return _Session(metadata, table, last, session.plan, end)
+        if position < committed:
+            raise TableMovedError(
+                f"{self._name} holds batches up to {position}, but stream {name!r} committed batch {committed}: the table was "
+                f"replaced by an older copy. Restore the newer one, or {choices(name)}"
+            )
+        raise CheckpointRolledBackError(
+            f"{self._name} holds batches up to {position}, but the checkpoint of stream {name!r} knows them up to {committed}: "
+            f"it was restored from an older copy, or parts of it are lost. Restore the newer one, or {choices(name)}"
+        )
+
+    def _adopt(self, table: Table) -> Metadata:
+        stream_id = table.properties.get(STREAM_ID_PROPERTY)
+        name = self._stream.name
+        if stream_id is None or table.properties.get(STREAM_NAME_PROPERTY) != name:
+            owner = table.properties.get(STREAM_NAME_PROPERTY)
+            by = f"belongs to stream {owner!r}" if owner else "was not made by this project"
+            raise TableNotOursError(
+                f"{self._name} exists already and {by}. Give stream {name!r} another table, or rename the one that is there."
+            )
+        if table.position(stream_id) is not None:
+            raise CheckpointRolledBackError(
+                f"{self._name} holds rows of stream {name!r}, but its checkpoint {self._checkpoint.location} in "
+                f"{self._volume.uri} is gone. Restore the folder from a copy, or {choices(name)}"
+            )
+        return self._checkpoint.begin(Metadata(stream_id, table.id, 0, table.version))
+
+    def _ledger(self, session: _Session | None) -> pl.DataFrame:
+        if session is None:
+            return self._checkpoint.no_files()
+        return self._checkpoint.ledger(session.metadata)
+
+    # -- repair ----------------------------------------------------------------------------------------------------
+
+    def reset(self, *, rebuild: bool = False, drop_table: bool = False) -> str:
+        """Make checkpoint and table agree again. See `Engine.reset`."""
+        table = self._lakehouse.open(self._name)
+        if rebuild and drop_table:
+            raise OptionError("rebuild and drop_table exclude each other. Keep the table's rows (rebuild) or not (drop_table).")
+        if table is not None and not (rebuild or drop_table):
+            raise OptionError(
+                f"{self._name} is there with {table.count()} rows: without its checkpoint its files would be loaded twice. "
+                "Say rebuild to keep the rows and make a new ledger from them, or drop_table to start anew."
+            )
+        if rebuild:
+            if table is None:
+                raise OptionError(f"{self._name} does not exist, so no ledger can be made from it. Reset without rebuild.")
+            return self._rebuild(table)
+        if table is not None:
+            self._lakehouse.drop(self._name)
+        self._checkpoint.forget()
+        return f"stream {self._stream.name!r} starts anew: the next load takes every file that is there"
+
+    def _rebuild(self, table: Table) -> str:
+        if table.properties.get(STREAM_NAME_PROPERTY) != self._stream.name:
+            raise TableNotOursError(
+                f"{self._name} was not filled by stream {self._stream.name!r}, so its rows tell nothing about that stream's files."
+            )
+        sources = pl.DataFrame(table.sources())
+        batch = max(self._checkpoint.next_free_batch(), int(sources[BATCH_ID].max() or 0) + 1)  # type: ignore[call-overload]
+        stream_id = uuid.uuid4().hex
+        table.set_property(STREAM_ID_PROPERTY, stream_id)
+        table = self._lakehouse.open(self._name) or table
+        attempt = uuid.uuid4().hex[:12]
+        commit = table.append(table.schema, iter(()), stream_id, batch, {ATTEMPT_INFO: attempt})
+        table.make_durable(commit)
+        prefix = f"{self._volume.location}/"
+        files = sources.filter(pl.col(SOURCE_FILE).str.starts_with(prefix)).select(
+            path=pl.col(SOURCE_FILE).str.strip_prefix(prefix),
+            size=pl.lit(None, pl.Int64),
+            modified_ns=pl.col(SOURCE_FILE_MODIFIED_AT).dt.timestamp("us") * 1000,
+            state=pl.lit("INGESTED"),
+            reason=pl.lit(None, pl.String),
+            rows="rows",
+            batch_id=pl.lit(batch, pl.Int64),
+            table_version=pl.lit(commit.version, pl.Int64),
+        )
+        self._checkpoint.begin_from(
+            Metadata(stream_id, table.id, batch, commit.version), files, BatchCommit(batch, attempt, commit.version)
+        )
+        return f"stream {self._stream.name!r} goes on from the {files.height} files whose rows are in {self._name}"
+
+    # -- questions -------------------------------------------------------------------------------------------------
+
+    def look(self) -> PendingFiles:
+        """What a load would find now. See `Engine.look`."""
+        metadata, ledger, plan = self._known()
+        found = self._discovery.run(ledger, opens=LOOK_OPENS)
+        pending = found.ready
+        if plan is not None:
+            rows = [(f.path, f.size, f.modified_ns, f.etag) for f in plan.files]
+            pending = pl.concat([pending, pl.DataFrame(rows, schema=pending.schema, orient="row")]).unique("path")
+        return PendingFiles(
+            stream=self._stream.name,
+            files=pending.height,
+            bytes=int(pending["size"].sum()),
+            fingerprint=fingerprint(pending),
+            waiting=len(found.waiting),
+            changed=found.changed.height,
+            known=found.known,
+            data_version=found.data_version,
+            oldest_modified_ns=None if pending.is_empty() else int(pending["modified_ns"].min()),  # type: ignore[arg-type]
+        )
+
+    def files(self, state: FileState | None = None) -> list[FileRecord]:
+        """Every file with its state, by path. See `Engine.files`."""
+        _, ledger, plan = self._known()
+        found = self._discovery.run(ledger)
+        columns = ["path", "state", "reason", "size", "modified_ns", "batch_id", "rows"]
+        changed = found.changed.select("path", now_size="size", now_ns="modified_ns")
+        known = ledger.join(changed, on="path", how="left").with_columns(
+            state=pl.when(pl.col("now_ns").is_null()).then("state").otherwise(pl.lit("CHANGED")),
+            reason=pl.when(pl.col("now_ns").is_null())
+            .then("reason")
+            .otherwise(
+                pl.format("changed after batch {} took it: {} bytes now; its new content is not loaded", "batch_id", "now_size")
+            ),
+            size=pl.coalesce("now_size", "size"),
+            modified_ns=pl.coalesce("now_ns", "modified_ns"),
+        )
+        records = {row[0]: FileRecord(*row) for row in known.select(columns).iter_rows()}
+        for file in as_files(found.ready):
+            records[file.path] = FileRecord(file.path, "DISCOVERED", None, file.size, file.modified_ns, None, None)
+        for file, reason in found.waiting:
+            records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
+        for file in () if plan is None else plan.files:
+            reason = f"planned in batch {plan.batch_id}, which is not committed yet" if plan else None
+            records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
+        for problem in found.problems:
+            records[problem.path] = FileRecord(problem.path, "SKIPPED_CORRUPTED", problem.reason, None, None, None, None)
+        return [records[path] for path in sorted(records) if state is None or records[path].state == state]
+
+    def balance(self, since_batch: int) -> list[BatchBalance]:
+        """Rows of each batch's files against rows of its commit. See `Engine.balance`."""
+        metadata, ledger, _ = self._known()
+        table = self._lakehouse.open(self._name)
+        if metadata is None or table is None:
+            return []
+        expected = (
+            ledger.filter((pl.col("batch_id") >= since_batch) & (pl.col("state") == "INGESTED"))
+            .filter(pl.col("size").is_not_null())  # a rebuilt ledger knows files, not what each batch brought
+            .group_by("batch_id")
+            .agg(pl.col("rows").sum(), pl.col("table_version").first())
+            .sort("batch_id")
+        )
+        if expected.is_empty():
+            return []
+        first = int(expected["table_version"].min())  # type: ignore[arg-type]
+        added = {
+            commit.transactions[metadata.stream_id]: commit
+            for commit in table.commits(first - 1)
+            if metadata.stream_id in commit.transactions
+        }
+        return [
+            BatchBalance(batch, version, rows, added[batch].rows if batch in added else 0)
+            for batch, rows, version in expected.iter_rows()
+        ]
+
+    def check(self) -> None:
+        """Prove that table and checkpoint agree, as every load does first; raise what a load would raise."""
+        if self._checkpoint.metadata() is not None or self._lakehouse.open(self._name) is not None:
+            self._open()
+
+    def _known(self) -> tuple[Metadata | None, pl.DataFrame, Plan | None]:
+        metadata = self._checkpoint.metadata()
+        if metadata is None:
+            return None, self._checkpoint.no_files(), None
+        last = self._checkpoint.last_commit(metadata)
+        number = metadata.first_batch if last is None else last.batch_id + 1
+        return metadata, self._checkpoint.ledger(metadata), self._checkpoint.plan(number)
+
+    def _report(
+        self, batches: list[BatchReport], discovered: Discovered | None, yielded: bool, seconds: float
+    ) -> IngestReport:
+        table = self._lakehouse.open(self._name)
+        return IngestReport(
+            stream=self._stream.name,
+            table=str(self._name),
+            batches=tuple(batches),
+            table_version=None if table is None else table.version,
+            table_rows=0 if table is None else table.count(),
+            files_changed=0 if discovered is None else discovered.changed.height,
+            files_waiting=0 if discovered is None else len(discovered.waiting),
+            yielded=yielded,
+            seconds=seconds,
+        )
+
+
+def _batch_report(plan: Plan, result: Result, table_version: int, recovered: bool) -> BatchReport:
+    sizes = {file.path: file.size for file in plan.files}
+    ingested = [file for file in result.files if file.state == "INGESTED"]
+    return BatchReport(
+        batch_id=plan.batch_id,
+        table_version=table_version,
+        files_ingested=len(ingested),
+        bytes_ingested=sum(sizes[file.path] for file in ingested),
+        rows=sum(file.rows for file in ingested),
+        rows_rescued=sum(file.rescued for file in ingested),
+        rows_corrupt=sum(file.corrupt for file in ingested),
+        skipped=tuple(
+            SkippedFile(file.path, file.state, file.reason or "")  # type: ignore[arg-type]
+            for file in result.files
+            if file.state in ("SKIPPED_CORRUPTED", "SKIPPED_MISSING")
+        ),
+        schema_changes=tuple(SchemaChange(name, type_) for name, type_ in result.added),
+        recovered=recovered,
+    )
+
+
+def _ignore(_: object) -> None:
+    return None

@@ -1,0 +1,183 @@
+"""What the loaders need of a table: one handle, an append that carries its position, and the log.
+
+Belongs here: the protocol and its plain data. Does not belong here: a table format (`delta.py`), streams, Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from telematics_assets.catalog import TableName
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Table properties that tie a table to the stream that fills it.
+STREAM_ID_PROPERTY = "telematics.streamId"
+STREAM_NAME_PROPERTY = "telematics.stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One entry of a table's log.
+
+    Attributes:
+        version: Table version that it made.
+        operation: As the writer named it (`WRITE`, `RESTORE`, `OPTIMIZE`, …).
+        info: The writer's own texts in the commit info.
+        transactions: Application transactions (`txn`): application id to version.
+        rows: Rows added.
+        files: Data files added.
+        bytes: Bytes added.
+        removes_data: Whether rows went away (delete, overwrite, restore, merge; not compaction).
+    """
+
+    version: int
+    operation: str
+    info: Mapping[str, str] = field(default_factory=dict)
+    transactions: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    files: int = 0
+    bytes: int = 0
+    removes_data: bool = False
+
+
+class Table(Protocol):
+    """ONE open handle on a table: position, schema and commit are of the same snapshot.
+
+    A commit made through it is refused if the same application committed since the handle was opened.
+    """
+
+    @property
+    def name(self) -> TableName:
+        """Full name."""
+        ...
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Identity of the table; another one after it was dropped and created again."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Version of this snapshot; after `append`, the version that it committed."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns with their comments in the field metadata (`comment`)."""
+        ...
+
+    @property
+    def comment(self) -> str | None:
+        """The table's comment."""
+        ...
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """Table properties."""
+        ...
+
+    def position(self, app_id: str) -> int | None:
+        """The last transaction version that the application committed, or None."""
+        ...
+
+    def commits(self, after: int) -> Sequence[Commit]:
+        """The log's entries from version `after + 1` to this snapshot's, in order.
+
+        Raises:
+            TableMovedError: If the log does not reach back that far.
+        """
+        ...
+
+    def append(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+    ) -> Commit:
+        """Append rows, added columns and the application's new position in ONE commit.
+
+        Args:
+            schema: Schema of the batches: the table's columns and, behind them, columns to add. Types are not converted.
+            batches: The rows; pulled one by one. An exception raised by them passes through, and nothing is committed.
+            app_id: The application.
+            version: Its new position.
+            info: Texts for the commit info.
+
+        Raises:
+            CommitConflictError: If another writer was first; nothing of this commit is in the table.
+        """
+        ...
+
+    def set_property(self, key: str, value: str) -> None:
+        """Set one table property, in a commit of its own."""
+        ...
+
+    def sources(self) -> pa.Table:
+        """The files that the table's rows came from, newest batch of each: path as in `_source_file` (STRING),
+        modification time (TIMESTAMP), rows (BIGINT), and the batch (BIGINT)."""
+        ...
+
+    def make_durable(self, commit: Commit) -> None:
+        """Bring a commit's data files, log entry and folders safely to disk."""
+        ...
+
+    def count(self) -> int:
+        """Rows of the whole table, from the log."""
+        ...
+
+    def size(self) -> tuple[int, int]:
+        """Data files and their bytes, from the log."""
+        ...
+
+    def read(
+        self, columns: Sequence[str] | None = None, limit: int | None = None, since_batch: int | None = None
+    ) -> pa.Table:
+        """See `engines.base.Engine.read`."""
+        ...
+
+    def out_of_range(
+        self, column: str, minimum: float | None, maximum: float | None, since_batch: int
+    ) -> tuple[int, int, str | None]:
+        """Values of one column in batches from `since_batch` on: how many, how many outside the range, an example.
+
+        Text is read as a number; what is no number counts as outside. Null counts as nothing.
+        """
+        ...
+
+
+class Lakehouse(Protocol):
+    """All tables of a deployment."""
+
+    @property
+    def uri(self) -> str:
+        """Where the tables are."""
+        ...
+
+    def tables(self, catalog: str, schema: str) -> Sequence[TableName]:
+        """The tables of a schema, by name."""
+        ...
+
+    def open(self, name: TableName) -> Table | None:
+        """Open a table at its newest version, or None if there is none."""
+        ...
+
+    def drop(self, name: TableName) -> None:
+        """Drop a table and its data; none there is no error."""
+        ...
+
+    def create(self, name: TableName, schema: pa.Schema, comment: str, properties: Mapping[str, str]) -> Table:
+        """Create an empty table; if another process was first, open that one.
+
+        Args:
+            name: Full name.
+            schema: Columns; comments in the field metadata (`comment`).
+            comment: The table's comment.
+            properties: Table properties.
+        """
+        ...

@@ -1,0 +1,284 @@
+"""Tables and an engine in memory.
+
+Belongs here: the lakehouse protocol over Python objects, with Delta's promises (snapshots, conflicts, one commit), and builders.
+Does not belong here: any rule of loading; `MemoryEngine` runs the embedded engine's own code.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, Names, TableName
+from telematics_assets.engines.embedded import EmbeddedEngine
+from telematics_assets.errors import CommitConflictError
+from telematics_assets.lakehouse.base import Commit
+from telematics_assets.volumes.memory import MemoryVolume
+
+
+@dataclass
+class _Store:
+    """The shared state behind all handles on one table."""
+
+    id: str
+    comment: str
+    schemas: list[pa.Schema]
+    properties: list[dict[str, str]]
+    commits: list[Commit]
+    parts: list[pa.Table | None] = field(default_factory=list)
+
+
+class MemoryTable:
+    """One open handle on a table in memory: a snapshot, as Delta's is."""
+
+    def __init__(self, name: TableName, store: _Store, lock: threading.Lock) -> None:
+        """Open the newest version."""
+        self._name = name
+        self._store = store
+        self._lock = lock
+        self._version = len(store.commits) - 1
+
+    @property
+    def name(self) -> TableName:
+        """Full name."""
+        return self._name
+
+    @property
+    def uri(self) -> str:
+        """`memory:` and the name."""
+        return f"memory:{self._name}"
+
+    @property
+    def id(self) -> str:
+        """Identity."""
+        return self._store.id
+
+    @property
+    def version(self) -> int:
+        """Version of this snapshot."""
+        return self._version
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns."""
+        return self._store.schemas[self._version]
+
+    @property
+    def comment(self) -> str | None:
+        """The table's comment."""
+        return self._store.comment
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """Table properties."""
+        return self._store.properties[self._version]
+
+    def position(self, app_id: str) -> int | None:
+        """See `Table.position`."""
+        found = [c.transactions[app_id] for c in self._store.commits[: self._version + 1] if app_id in c.transactions]
+        return found[-1] if found else None
+
+    def commits(self, after: int) -> Sequence[Commit]:
+        """See `Table.commits`."""
+        return self._store.commits[after + 1 : self._version + 1]
+
+    def append(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+    ) -> Commit:
+        """See `Table.append`."""
+        part = pa.Table.from_batches(batches, schema)
+        with self._lock:
+            since = self._store.commits[self._version + 1 :]
+            if any(app_id in c.transactions for c in since) or self._store.schemas[-1] != self.schema:
+                raise CommitConflictError(f"Another writer committed to {self._name} first; run again.")
+            number = len(self._store.commits)
+            rows = part.num_rows
+            commit = Commit(number, "WRITE", dict(info), {app_id: version}, rows, int(rows > 0), part.nbytes)
+            self._add(commit, part, schema=schema)
+            self._version = number
+        return commit
+
+    def set_property(self, key: str, value: str) -> None:
+        """See `Table.set_property`."""
+        with self._lock:
+            commit = Commit(len(self._store.commits), "SET TBLPROPERTIES")
+            self._add(commit, None, properties={**self._store.properties[-1], key: value})
+            self._version = commit.version
+
+    def delete_all(self) -> None:
+        """Remove all rows the way somebody else would (`DELETE FROM`)."""
+        with self._lock:
+            commit = Commit(len(self._store.commits), "DELETE", removes_data=True)
+            self._store.parts[:] = [None] * len(self._store.parts)
+            self._add(commit, None)
+            self._version = commit.version
+
+    def sources(self) -> pa.Table:
+        """See `Table.sources`."""
+        by_file = pl.DataFrame(self._rows()).group_by(SOURCE_FILE)
+        frame = by_file.agg(
+            pl.col(SOURCE_FILE_MODIFIED_AT).max(), pl.len().cast(pl.Int64).alias("rows"), pl.col(BATCH_ID).max()
+        )
+        return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    def make_durable(self, commit: Commit) -> None:
+        """Nothing to do: memory is as durable as it gets."""
+
+    def count(self) -> int:
+        """See `Table.count`."""
+        return sum(part.num_rows for part in self._parts())
+
+    def size(self) -> tuple[int, int]:
+        """See `Table.size`."""
+        parts = [part for part in self._parts() if part.num_rows]
+        return len(parts), sum(part.nbytes for part in parts)
+
+    def read(
+        self, columns: Sequence[str] | None = None, limit: int | None = None, since_batch: int | None = None
+    ) -> pa.Table:
+        """See `Table.read`."""
+        rows = self._rows()
+        if since_batch is not None:
+            rows = rows.filter(pc.greater_equal(rows[BATCH_ID], since_batch))
+        if limit is not None:
+            rows = rows.slice(0, limit)
+        names = rows.schema.names
+        return rows.select(names if columns is None else [name for name in columns if name in names])
+
+    def out_of_range(
+        self, column: str, minimum: float | None, maximum: float | None, since_batch: int
+    ) -> tuple[int, int, str | None]:
+        """See `Table.out_of_range`."""
+        values = pl.DataFrame(self.read([column], since_batch=since_batch)).to_series().drop_nulls()
+        numbers = values.cast(pl.Float64, strict=False)
+        inside = numbers.is_not_null() & numbers.is_not_nan()
+        if minimum is not None:
+            inside &= (numbers >= minimum).fill_null(False)
+        if maximum is not None:
+            inside &= (numbers <= maximum).fill_null(False)
+        bad = values.filter(~inside)
+        return len(values), len(bad), None if bad.is_empty() else str(bad[0])
+
+    def _add(
+        self,
+        commit: Commit,
+        part: pa.Table | None,
+        schema: pa.Schema | None = None,
+        properties: dict[str, str] | None = None,
+    ) -> None:
+        self._store.schemas.append(self._store.schemas[-1] if schema is None else schema)
+        self._store.properties.append(self._store.properties[-1] if properties is None else properties)
+        self._store.parts.append(part)
+        self._store.commits.append(commit)
+
+    def _parts(self) -> list[pa.Table]:
+        return [part for part in self._store.parts[: self._version + 1] if part is not None]
+
+    def _rows(self) -> pa.Table:
+        newest_first = [part.cast(_narrowed(self.schema, part)) for part in reversed(self._parts())]
+        if not newest_first:
+            return self.schema.empty_table()
+        widened = pa.concat_tables(newest_first, promote_options="default")
+        return widened.select(self.schema.names).cast(self.schema)
+
+
+class MemoryLakehouse:
+    """All tables, in memory. Safe to use from several threads."""
+
+    uri = "memory:"
+
+    def __init__(self) -> None:
+        """Make an empty lakehouse."""
+        self._stores: dict[TableName, _Store] = {}
+        self._lock = threading.Lock()
+
+    def tables(self, catalog: str, schema: str) -> Sequence[TableName]:
+        """See `Lakehouse.tables`."""
+        return sorted(name for name in self._stores if (name.catalog, name.schema) == (catalog, schema))
+
+    def open(self, name: TableName) -> MemoryTable | None:
+        """See `Lakehouse.open`."""
+        store = self._stores.get(name)
+        return None if store is None else MemoryTable(name, store, self._lock)
+
+    def drop(self, name: TableName) -> None:
+        """See `Lakehouse.drop`."""
+        self._stores.pop(name, None)
+
+    def create(self, name: TableName, schema: pa.Schema, comment: str, properties: Mapping[str, str]) -> MemoryTable:
+        """See `Lakehouse.create`."""
+        fresh = _Store(uuid.uuid4().hex, comment, [schema], [dict(properties)], [Commit(0, "CREATE TABLE")], [None])
+        return MemoryTable(name, self._stores.setdefault(name, fresh), self._lock)
+
+
+class MemoryEngine(EmbeddedEngine):
+    """The embedded engine over a Volume and tables in memory.
+
+    Attributes:
+        volume: Its `MemoryVolume`; `volume.put(path, data)` lands a file.
+        lakehouse: Its `MemoryLakehouse`.
+    """
+
+    def __init__(
+        self,
+        names: Names | None = None,
+        *,
+        settle_seconds: float = 0.0,
+        incomplete_seconds: float = 0.0,
+        on_step: Callable[[str], None] | None = None,
+    ) -> None:
+        """Make an empty engine; files are taken at once, complete or not, unless the seconds say otherwise."""
+        names = names or Names()
+        self.lakehouse = MemoryLakehouse()
+        self._memory = MemoryVolume(names.volume_location)
+        super().__init__(
+            self._memory,
+            self.lakehouse,
+            names,
+            settle_seconds=settle_seconds,
+            incomplete_seconds=incomplete_seconds,
+            on_step=on_step,
+        )
+
+    @property
+    def volume(self) -> MemoryVolume:
+        """The landing Volume."""
+        return self._memory
+
+
+def parquet_bytes(columns: Mapping[str, Any] | pa.Table) -> bytes:
+    """A Parquet file's content from columns.
+
+    Args:
+        columns: Column name to values, or an Arrow table.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(dict(columns)), buffer)
+    return buffer.getvalue()
+
+
+def json_bytes(records: Iterable[Mapping[str, Any] | str | bytes], *, compressed: bool = False) -> bytes:
+    """A file of one JSON object per line.
+
+    Args:
+        records: Objects, or lines as they shall stand in the file.
+        compressed: Whether to gzip it.
+    """
+    lines = [r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r)).encode() for r in records]
+    data = b"".join(line + b"\n" for line in lines)
+    return gzip.compress(data, mtime=0) if compressed else data
+
+
+def _narrowed(schema: pa.Schema, part: pa.Table) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in part.schema.names])
