@@ -1,0 +1,42 @@
+"""Where this package's errors become Dagster's.
+
+Belongs here: what a permanent and a transient failure mean to a run, and the run tags that say so.
+Does not belong here: raising errors, deciding when to try again (`automation.py`).
+
+https://docs.dagster.io/guides/build/ops/op-retries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from telematics_assets.errors import TelematicsError
+
+#: Set by a run that failed for good. Its value is the run's own id: a run that is started again inherits its parent's
+#: tags, and must not inherit the verdict.
+PERMANENT_FAILURE_TAG = "telematics/permanent_failure"
+
+
+@contextmanager
+def failures_for_dagster(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Iterator[None]:
+    """Let a permanent error stop every retry, and a transient one reach the retry policy.
+
+    Args:
+        context: The context of the asset or check that runs inside.
+
+    Raises:
+        dagster.Failure: For a permanent `TelematicsError`, with its message.
+        TransientError: As it came.
+    """
+    try:
+        yield
+    except TelematicsError as error:
+        if error.transient:
+            raise
+        context.instance.add_run_tags(context.run.run_id, {PERMANENT_FAILURE_TAG: context.run.run_id})
+        raise dg.Failure(
+            description=str(error), metadata={"error": type(error).__name__}, allow_retries=False
+        ) from error

@@ -1,0 +1,107 @@
+"""The code location: everything that Dagster loads, put together.
+
+Belongs here: the one place where an engine is chosen, and the factory that makes all definitions of a file stream.
+Does not belong here: anything that assets, checks, sensors and resources do.
+
+Loading connects to nothing. A stream of your own is a few lines in a module that Dagster loads instead of this one:
+
+    from telematics_assets.catalog import FILE_STREAMS, Column, FileStream, TableContract
+    from telematics_assets.definitions import build_definitions
+
+    trips = FileStream(
+        name="trips", format="json", folder="trips", table="trips",
+        contract=TableContract("One row per trip.", (Column("trip_id", "STRING", "Number of the trip."),)),
+    )
+    defs = build_definitions(streams=(*FILE_STREAMS, trips))
+
+https://docs.dagster.io/guides/build/projects
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from telematics_assets.asset_checks import file_stream_checks
+from telematics_assets.assets.files import RETRY_POLICY, bronze_asset
+from telematics_assets.assets.landing import landing_asset
+from telematics_assets.automation import landing_sensor, load_job
+from telematics_assets.catalog import FILE_STREAMS, FileStream, Names
+from telematics_assets.engines.base import Engine
+from telematics_assets.resources import EmbeddedEngineResource, EmbeddedLandingResource
+from telematics_assets.settings import EngineName, Settings, load_settings
+from telematics_assets.volumes.base import Volume
+
+
+def _embedded(settings: Settings) -> dict[str, Any]:
+    return {
+        "engine": EmbeddedEngineResource.from_settings(settings),
+        "landing": EmbeddedLandingResource.from_settings(settings),
+    }
+
+
+_RESOURCES: Mapping[EngineName, Callable[[Settings], dict[str, Any]]] = {"embedded": _embedded}
+
+
+def file_stream_definitions(
+    stream: FileStream,
+    settings: Settings,
+    names: Names | None = None,
+    retry_policy: dg.RetryPolicy | None = RETRY_POLICY,
+) -> dg.Definitions:
+    """All definitions of one file stream: landing asset, bronze asset, checks, job and sensor.
+
+    They need resources behind the keys `engine` and `landing`; `build_definitions` adds them.
+
+    Args:
+        stream: Any file stream.
+        settings: Intervals, limits and names.
+        names: Catalog, schemas and Volume; those of `settings` if None.
+        retry_policy: For transient errors inside a run.
+    """
+    names = names or settings.names
+    return dg.Definitions(
+        assets=[landing_asset(stream, names), bronze_asset(stream, names, retry_policy)],
+        asset_checks=file_stream_checks(stream, retry_policy),
+        jobs=[load_job(stream)],
+        sensors=[landing_sensor(stream, settings.sensor_seconds, settings.max_run_seconds)],
+    )
+
+
+def build_definitions(
+    streams: Sequence[FileStream] = FILE_STREAMS,
+    settings: Settings | None = None,
+    engine: Engine | None = None,
+    landing: Volume | None = None,
+    executor: dg.ExecutorDefinition = dg.in_process_executor,
+    retry_policy: dg.RetryPolicy | None = RETRY_POLICY,
+) -> dg.Definitions:
+    """Put a code location together.
+
+    Args:
+        streams: The file streams to define.
+        settings: The deployment's choices; read from the environment if None.
+        engine: An engine to use instead of the one that the settings name, for example one in memory.
+        landing: The landing Volume to use instead of the one that the settings name.
+        executor: How a run executes its steps. One process is quickest for an asset and its checks.
+        retry_policy: For transient errors inside a run; None in tests that shall not wait.
+
+    Raises:
+        SettingsError: If the environment holds a value that is not accepted.
+    """
+    settings = settings or load_settings()
+    resources = _RESOURCES[settings.engine](settings)
+    if engine is not None:
+        resources["engine"] = engine
+    if landing is not None:
+        resources["landing"] = landing
+    names = None if engine is None else engine.names
+    return dg.Definitions.merge(
+        *(file_stream_definitions(stream, settings, names, retry_policy) for stream in streams),
+        dg.Definitions(resources=resources, executor=executor),
+    )
+
+
+defs = build_definitions()

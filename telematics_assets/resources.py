@@ -1,0 +1,85 @@
+"""The resources behind the keys `engine` and `landing`.
+
+Belongs here: Dagster resources that make the real thing when a run or a tick first needs it.
+Does not belong here: which of them a deployment uses (`definitions.py`), what they do.
+
+Tests and other code locations may put any object with the protocol `Engine` or `Volume` behind these keys.
+
+https://docs.dagster.io/guides/build/external-resources
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from telematics_assets.catalog import Names
+from telematics_assets.engines.base import Engine
+from telematics_assets.settings import Settings
+from telematics_assets.volumes.base import Volume
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from telematics_assets.engines.embedded import EmbeddedEngine
+
+_OPENING = threading.Lock()
+
+
+class _Embedded(dg.ConfigurableResource[Any]):
+    home: str = Field(description="Absolute folder that mirrors Unity Catalog.")
+    catalog: str = Field(description="Unity Catalog catalog.")
+    landing_schema: str = Field(description="Schema of the landing Volume.")
+    bronze_schema: str = Field(description="Schema of the bronze tables.")
+    volume: str = Field(description="Name of the landing Volume.")
+    settle_seconds: float = Field(description="A file younger than this waits for two equal listings.")
+    incomplete_seconds: float = Field(description="How long a file without its end may still be growing.")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The resource of a deployment's settings."""
+        return cls(
+            home=str(settings.home),
+            catalog=settings.names.catalog,
+            landing_schema=settings.names.landing_schema,
+            bronze_schema=settings.names.bronze_schema,
+            volume=settings.names.volume,
+            settle_seconds=settings.settle_seconds,
+            incomplete_seconds=settings.incomplete_seconds,
+        )
+
+    def _engine(self) -> EmbeddedEngine:
+        names = Names(self.catalog, self.landing_schema, self.bronze_schema, self.volume)
+        with _OPENING:
+            return _open(Path(self.home), names, self.settle_seconds, self.incomplete_seconds)
+
+
+class EmbeddedEngineResource(_Embedded):
+    """The engine that works inside the run's own process, on a local folder."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> Engine:
+        """The engine; the same object for every tick and run of this process, so that its caches help."""
+        return self._engine()
+
+
+class EmbeddedLandingResource(_Embedded):
+    """The landing Volume that the embedded engine reads."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> Volume:
+        """The Volume."""
+        return self._engine().volume
+
+
+@lru_cache(maxsize=4)
+def _open(home: Path, names: Names, settle_seconds: float, incomplete_seconds: float) -> EmbeddedEngine:
+    # Readers and writers are heavy: loading definitions must not import them.
+    from telematics_assets.engines.embedded import open_engine
+
+    return open_engine(
+        Settings(home=home, names=names, settle_seconds=settle_seconds, incomplete_seconds=incomplete_seconds)
+    )
