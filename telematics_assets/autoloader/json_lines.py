@@ -1,0 +1,720 @@
+"""JSON files with one record per line, plain or gzip, read exactly and column by column.
+
+Belongs here: cutting a file into lines, the columns of many lines at once, rescue, and the two cheap looks at a file
+(is it complete, which keys does it have).
+Does not belong here: what a record is (`json_exact.py`), which lines may skip the exact parser (`json_shapes.py`),
+schema decisions, Dagster.
+
+A block of whole lines is read, lines of known shape are proven by one pattern per shape, and their values are cut out
+by position; every other line takes the exact parser, one by one. Both ways give the same rows.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from operator import itemgetter
+from threading import Lock
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from telematics_assets.autoloader.chunks import Chunk
+from telematics_assets.autoloader.json_exact import (
+    WHITE_SPACE,
+    Value,
+    decode_string,
+    is_json_value,
+    line_text,
+    parse_record,
+    rescued_keys,
+)
+from telematics_assets.autoloader.json_shapes import Field, Place, Shape, learn
+from telematics_assets.catalog import CORRUPT_RECORD
+from telematics_assets.errors import UnreadableFileError
+
+#: The longest line that is read, in bytes without its line end. A file with a longer one is quarantined.
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+
+#: How much of a file is parsed at a time.
+CHUNK_BYTES = 8 * 1024 * 1024
+
+#: How far back from a file's end its last line is looked for, before a closing brace has to do.
+TAIL_BYTES = 1024 * 1024
+
+#: How much of a gzip file (as stored) is unpacked to see whether it is complete; a larger one counts as complete.
+GZIP_LOOK_BYTES = 32 * 1024 * 1024
+
+#: How much is unpacked at most for that look.
+GZIP_LOOK_UNPACKED_BYTES = 256 * 1024 * 1024
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
+_BOM = b"\xef\xbb\xbf"
+_QUOTE, _BACKSLASH, _COMMA, _NULL, _LINE_FEED, _RETURN = b'"\\,n\n\r'
+_FILE_PATH = "_file_path"
+
+#: Fewer lines than this are parsed exactly before a shape is learned for them, or a known one tried on them.
+_WORTH_LEARNING = 64
+_WORTH_KEEPING = 16
+
+#: Lines of a block are looked at for new shapes until so many gave shapes that few others have, or so many were seen.
+_LEARN_MISSES = 4
+_LEARN_LOOKS = 500
+_MAX_SHAPES = 64
+
+_WORKERS = min(4, os.cpu_count() or 1)
+
+_EXACT = -1
+_BLANK = -2
+
+_Ints = npt.NDArray[np.int32]
+_Mask = npt.NDArray[np.bool_]
+
+
+def read_json(
+    source: BinaryIO,
+    target: pa.Schema,
+    *,
+    rescued_column: str,
+    raw_column: str | None,
+    file_path: str,
+    chunk_bytes: int = CHUNK_BYTES,
+    on_unknown: Callable[[Sequence[str]], None] | None = None,
+) -> Iterator[Chunk]:
+    """Read a file of JSON lines, in file order and in bounded memory.
+
+    Args:
+        source: The file, plain or gzip; it can seek.
+        target: The columns to yield: data columns, `_corrupt_record`, the raw column if any, the rescued column. A data
+            column that is no string column is not filled: its key is rescued. `pa.string()` needs no conversion.
+        rescued_column: Name of the rescued data column.
+        raw_column: Name of the column for the line as it stands in the file, or None.
+        file_path: How the rescued data names the file.
+        chunk_bytes: How much is parsed at a time; the rows are the same with any.
+        on_unknown: Called before a chunk is yielded, with those keys of its records that name no column of `target`, in
+            order of appearance.
+
+    Yields:
+        Chunks with at least one row each.
+
+    Raises:
+        UnreadableFileError: If the file is gzip and can't be unpacked to its end, or a line is longer than
+            `MAX_RECORD_BYTES`; rows before that place may have been yielded.
+    """
+    layout = _Layout.of(target, rescued_column, raw_column, file_path)
+    shapes = _Shapes()
+    lines_before = 0
+    blocks = _blocks(_opened(source), chunk_bytes)
+    results = _in_order(lambda block: _read_block(block, layout, shapes), blocks)
+    try:
+        for result in results:
+            if result.too_long is not None:
+                raise _LineTooLongError(result.too_long)
+            lines_before += result.lines
+            if result.unknown and on_unknown is not None:
+                on_unknown(result.unknown)
+            if result.chunk.table.num_rows:
+                yield result.chunk
+    except _LineTooLongError as error:
+        raise UnreadableFileError(
+            f"Line {lines_before + error.line + 1} of {file_path!r} is longer than {MAX_RECORD_BYTES} bytes, "
+            "the longest record that is read. Put one JSON object on each line, then upload the file again."
+        ) from None
+    except _GZIP_ERRORS as error:
+        raise UnreadableFileError(
+            f"{file_path!r} is a gzip file that can't be unpacked to its end: {error}. "
+            "Compress the file again and upload it anew."
+        ) from error
+    finally:
+        results.close()
+
+
+def json_keys(source: BinaryIO, limit_bytes: int) -> list[str]:
+    """The top-level keys at the start of a file, for schema inference.
+
+    Args:
+        source: The file, plain or gzip.
+        limit_bytes: How much to look at (unpacked). Only whole lines within it count.
+
+    Returns:
+        The keys of its records, each once, in order of appearance; lines that are no record have none.
+
+    Raises:
+        UnreadableFileError: If the file is gzip and can't be unpacked so far.
+    """
+    try:
+        opened = _opened(source)
+        head = _read(opened, limit_bytes)
+        if opened.read(1) not in (b"", b"\n"):
+            head = head[: head.rfind(b"\n") + 1]
+    except _GZIP_ERRORS as error:
+        raise UnreadableFileError(
+            f"The gzip file can't be unpacked: {error}. Compress the file again and upload it anew."
+        ) from error
+    nothing = _Layout.of(pa.schema([]), "", None, "")
+    return _keys_in_order(_prove(_Block(head.removeprefix(_BOM)), _Shapes(), nothing))
+
+
+def is_complete_json(source: BinaryIO, size: int) -> bool:
+    """Whether a file that may still be being written has its end.
+
+    A plain file has it if it ends with a line feed, or if its last line is one whole JSON value; of a last line longer
+    than `TAIL_BYTES` only the closing brace is asked for. A gzip file has it if it unpacks to its end and the last line
+    is whole; one larger than `GZIP_LOOK_BYTES`, or than `GZIP_LOOK_UNPACKED_BYTES` unpacked, counts as complete: if it
+    is not, reading it fails by name.
+
+    Args:
+        source: The file; it can seek.
+        size: Its size in bytes.
+
+    Returns:
+        False for a file without content.
+    """
+    source.seek(0)
+    if source.read(2) == _GZIP_MAGIC:
+        return size > GZIP_LOOK_BYTES or _is_complete_gzip(source)
+    source.seek(max(0, size - TAIL_BYTES))
+    return _is_complete_tail(_read(source, min(size, TAIL_BYTES)), size > TAIL_BYTES)
+
+
+def _is_complete_gzip(source: BinaryIO) -> bool:
+    source.seek(0)
+    tail, unpacked = b"", 0
+    opened = _opened(source)
+    try:
+        while piece := opened.read(TAIL_BYTES):
+            unpacked += len(piece)
+            if unpacked > GZIP_LOOK_UNPACKED_BYTES:
+                return True
+            tail = (tail + piece)[-TAIL_BYTES:]
+    except _GZIP_ERRORS:
+        return False
+    return _is_complete_tail(tail, unpacked > TAIL_BYTES)
+
+
+def _is_complete_tail(tail: bytes, cut: bool) -> bool:
+    """Whether a file that ends with `tail` has its end; `cut` says that more stands before it."""
+    if tail.endswith(b"\n"):
+        return True
+    _, line_feed, line = tail.rpartition(b"\n")
+    if cut and not line_feed:
+        return line.rstrip(WHITE_SPACE).endswith(b"}")
+    line = line if line_feed else line.removeprefix(_BOM)
+    if not line.strip(WHITE_SPACE):
+        return bool(line_feed)
+    return is_json_value(line.decode(errors="replace"))
+
+
+class _LineTooLongError(Exception):
+    """Raised when a line is too long; `line` counts from the first one that was not yielded yet."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+def _opened(source: BinaryIO) -> BinaryIO:
+    start = source.tell()
+    magic = _read(source, 2)
+    source.seek(start)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=source)) if magic == _GZIP_MAGIC else source
+
+
+def _read(source: BinaryIO, size: int) -> bytes:
+    """Read `size` bytes, fewer only at the end; a single `read` may stop early."""
+    data = source.read(size)
+    while data and len(data) < size:
+        more = source.read(size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _blocks(source: BinaryIO, chunk_bytes: int) -> Iterator[bytes]:
+    """Cut a file into pieces of whole lines. The last line of the last piece may lack its line feed."""
+    pieces: list[bytes | memoryview] = []
+    open_bytes = 0
+    first = True
+    data = source.read(chunk_bytes)
+    while data:
+        following = source.read(chunk_bytes)
+        cut = data.rfind(b"\n") + 1 if following else len(data)
+        if cut:
+            pieces.append(memoryview(data)[:cut])
+            block = b"".join(pieces)
+            yield block.removeprefix(_BOM) if first else block
+            first = False
+            pieces, open_bytes = [], 0
+        pieces.append(data[cut:])
+        open_bytes += len(data) - cut
+        if open_bytes > MAX_RECORD_BYTES + len(_BOM) + 1:
+            raise _LineTooLongError(0)
+        data = following
+
+
+def _in_order(work: Callable[[bytes], _Result], blocks: Iterator[bytes]) -> Generator[_Result, None, None]:
+    """Do the work of several blocks at a time and give the results in order; a lone block starts no thread."""
+    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="json-lines")
+    pending: deque[Future[_Result]] = deque()
+    held: bytes | None = None
+    too_long: _LineTooLongError | None = None
+    try:
+        try:
+            for block in blocks:
+                if held is not None:
+                    pending.append(pool.submit(work, held))
+                    held = None
+                if len(pending) > _WORKERS:
+                    yield pending.popleft().result()
+                held = block
+        except _LineTooLongError as error:
+            too_long = error  # which line that is, is known when all before it are read
+        last = None if held is None else work(held)
+        while pending:
+            yield pending.popleft().result()
+        if last is not None:
+            yield last
+        if too_long is not None:
+            raise too_long
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Block:
+    """Some whole lines of a file, as bytes and as positions."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        raw = np.frombuffer(data, np.uint8)
+        feeds = np.flatnonzero(raw == _LINE_FEED)
+        closed = len(feeds)
+        self.lines = closed + (not data.endswith(b"\n") and len(data) > 0)
+        self.offsets = np.empty(self.lines + 1, np.int32)
+        self.offsets[0], self.offsets[-1] = 0, len(data)
+        self.offsets[1 : closed + 1] = feeds + 1
+        self.starts = self.offsets[:-1]
+        self.ends = self.offsets[1:].copy()
+        self.ends[:closed] -= 1
+        returns = (raw[self.ends[:closed] - 1] == _RETURN) & (self.ends[:closed] > self.starts[:closed])
+        self.ends[:closed] -= returns
+        #: The same bytes, with spaces in place of every line that is no UTF-8: safe to be called text.
+        self.text = raw if _is_utf8(data, raw) else self._blank_bad_lines(raw)
+        self.buffer = pa.py_buffer(self.text)
+        self.escapes = bool((raw == _BACKSLASH).any())
+
+    def line(self, index: int) -> bytes:
+        """One line, without its line end."""
+        return self.data[self.starts[index] : self.ends[index]]
+
+    def series(self) -> pl.Series:
+        """All lines, with their line ends."""
+        lines = pa.StringArray.from_buffers(self.lines, pa.py_buffer(self.offsets), self.buffer)
+        return cast(pl.Series, pl.from_arrow(lines))
+
+    def cut(self, starts: _Ints, ends: _Ints, null: _Mask | None = None) -> pa.StringArray:
+        """Cut one span out of each of some lines (in order) and make a column of them."""
+        count = len(starts)
+        offsets = np.empty(2 * count + 1, np.int32)
+        offsets[:-1:2], offsets[1::2], offsets[-1] = starts, ends, len(self.data)
+        spans = pa.StringArray.from_buffers(2 * count, pa.py_buffer(offsets), self.buffer)
+        return spans.take(pa.array(np.arange(0, 2 * count, 2, dtype=np.int32), mask=null))
+
+    def _blank_bad_lines(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        text = raw.copy()
+        suspects = np.unique(np.searchsorted(self.offsets, np.flatnonzero(raw > 0x7F), side="right") - 1)
+        for index in suspects.tolist():
+            try:
+                self.line(index).decode()
+            except UnicodeDecodeError:
+                text[self.starts[index] : self.ends[index]] = ord(" ")
+        return text
+
+
+def _is_utf8(data: bytes, raw: npt.NDArray[np.uint8]) -> bool:
+    if not len(raw) or raw.max() < 0x80:
+        return True
+    whole = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)], np.int32)), pa.py_buffer(data))
+    try:
+        whole.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+class _Shapes:
+    """The shapes that a file's lines have had so far. Threads share it: what it holds changes speed, never rows."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, int] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._lock = Lock()
+
+    def likely(self) -> list[Shape]:
+        """The known shapes, the most frequent first."""
+        with self._lock:
+            return [self._shapes[key] for key in sorted(self._shapes, key=lambda key: -self._lines[key])]
+
+    def count(self, shape: Shape, lines: int) -> None:
+        """Remember that so many more lines had that shape."""
+        with self._lock:
+            self._shapes[shape.pattern] = shape
+            self._lines[shape.pattern] = self._lines.get(shape.pattern, 0) + lines
+            if len(self._shapes) > _MAX_SHAPES:
+                del self._shapes[min(self._shapes, key=lambda key: self._lines[key])]
+
+
+@dataclass
+class _Proof:
+    """What is known of each line of a block.
+
+    Attributes:
+        block: The lines.
+        kinds: By line: the index of its shape, or `_EXACT`, or `_BLANK`.
+        shapes: Shapes that lines of this block have.
+        exact: What came of the other lines, in order.
+        exact_keys: The keys of the other lines, with the line of their first appearance.
+    """
+
+    block: _Block
+    kinds: npt.NDArray[np.int16]
+    shapes: list[Shape] = field(default_factory=list)
+    exact: list[_ExactRow] = field(default_factory=list)
+    exact_keys: dict[str, int] = field(default_factory=dict)
+
+
+class _ExactRow(NamedTuple):
+    """A line that took the exact parser.
+
+    Attributes:
+        values: The values of the accepted columns.
+        rescued: The rescued data.
+        corrupt: The line as text, if it is no record.
+    """
+
+    values: tuple[str | None, ...]
+    rescued: str | None
+    corrupt: str | None
+
+
+def _prove(block: _Block, shapes: _Shapes, layout: _Layout) -> _Proof:
+    """Find out which lines have a known shape, learn shapes from those that have none, and parse the rest exactly."""
+    proof = _Proof(block, np.full(block.lines, _EXACT, np.int16))
+    proof.kinds[block.starts == block.ends] = _BLANK
+    todo = np.flatnonzero(proof.kinds == _EXACT)
+    if len(todo) >= _WORTH_LEARNING:
+        lines = block.series()
+        for shape in shapes.likely():
+            if len(todo) < _WORTH_KEEPING:
+                break
+            todo = _match(proof, lines, todo, shape, shapes)
+        misses = 0
+        for index in todo[:_LEARN_LOOKS].tolist():
+            if len(todo) < _WORTH_LEARNING or misses == _LEARN_MISSES:
+                break
+            if proof.kinds[index] != _EXACT:
+                continue
+            text, record = _parse(block.line(index))
+            if record is None:
+                continue
+            before = len(todo)
+            learned = learn(text, record)
+            if learned is not None:
+                todo = _match(proof, lines, todo, learned, shapes)
+            misses += before - len(todo) < _WORTH_KEEPING
+    for index in todo.tolist():
+        line = block.line(index)
+        if not line.strip(WHITE_SPACE):
+            proof.kinds[index] = _BLANK
+            continue
+        text, record = _parse(line)
+        proof.exact.append(layout.row(text, record))
+        for key in record or ():
+            if key not in proof.exact_keys:
+                proof.exact_keys[key] = index
+    return proof
+
+
+def _match(
+    proof: _Proof, lines: pl.Series, todo: npt.NDArray[np.intp], shape: Shape, shapes: _Shapes
+) -> npt.NDArray[np.intp]:
+    """Mark those lines that have the shape, and return the others."""
+    asked = lines if len(todo) == len(lines) else lines.gather(pl.Series(todo))
+    hit = asked.str.contains(shape.pattern).to_numpy()
+    hits = int(hit.sum())
+    if not hits:
+        return todo
+    proof.kinds[todo[hit]] = len(proof.shapes)
+    proof.shapes.append(shape)
+    shapes.count(shape, hits)
+    return cast(npt.NDArray[np.intp], todo[~hit])
+
+
+def _parse(line: bytes) -> tuple[str, dict[str, Value] | None]:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return line_text(line), None
+    record = parse_record(text)
+    return (line_text(line), None) if record is None else (text, record)
+
+
+def _keys_in_order(proof: _Proof) -> list[str]:
+    """The keys of all records of a block, in order of appearance."""
+    seen = [(index, key) for key, index in proof.exact_keys.items()]
+    for kind, shape in enumerate(proof.shapes):
+        first = int(np.argmax(proof.kinds == kind))
+        seen += [(first, part.key) for part in shape.fields]
+    return list(dict.fromkeys(key for _, key in sorted(seen, key=itemgetter(0))))
+
+
+class _Separators:
+    """The separating commas of proven lines."""
+
+    def __init__(self, proof: _Proof) -> None:
+        self._block = proof.block
+        found = np.flatnonzero(self._block.text == _COMMA)
+        self._take(found)
+        expected = np.array([shape.commas for shape in proof.shapes], np.intp)
+        proven = np.flatnonzero(proof.kinds >= 0)
+        # A line of the shape has those commas; if it has no others, all of them separate.
+        if (self._counts[proven] != expected[proof.kinds[proven]]).any():
+            self._take(found[~self._inside_strings(found)])
+
+    def _take(self, commas: npt.NDArray[np.intp]) -> None:
+        self._commas = commas.astype(np.int32)
+        bounds = np.searchsorted(self._commas, self._block.offsets)
+        self._first = bounds[:-1]
+        self._counts = np.diff(bounds)
+
+    def _inside_strings(self, commas: npt.NDArray[np.intp]) -> _Mask:
+        text = self._block.text
+        quotes = text == _QUOTE
+        if self._block.escapes:
+            slashes = np.flatnonzero(text == _BACKSLASH)
+            order = np.arange(len(slashes))
+            run_starts = np.maximum.accumulate(np.where(np.diff(slashes, prepend=-2) > 1, order, 0))
+            quotes[slashes[(order - run_starts) % 2 == 0] + 1] = False  # slashes of a run escape in pairs
+        odd = (np.cumsum(quotes, dtype=np.uint8) & 1).astype(bool)
+        odd_before = np.zeros(self._block.lines, bool)
+        odd_before[1:] = odd[self._block.starts[1:] - 1]
+        return cast(_Mask, odd[commas] != np.repeat(odd_before, self._counts))
+
+    def starts(self, lines: npt.NDArray[np.intp], place: Place) -> _Ints:
+        """Where a field starts in some lines."""
+        if place.comma < 0:
+            return cast(_Ints, self._block.starts[lines] + np.int32(place.distance))
+        return cast(_Ints, self._commas[self._first[lines] + place.comma] + np.int32(1 + place.distance))
+
+    def ends(self, lines: npt.NDArray[np.intp], place: Place, shape: Shape) -> _Ints:
+        """Where a field ends in some lines."""
+        if place.comma == shape.commas:
+            return cast(_Ints, self._block.ends[lines] - np.int32(place.distance))
+        return cast(_Ints, self._commas[self._first[lines] + place.comma] - np.int32(place.distance))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The columns to fill, and how.
+
+    Attributes:
+        target: All columns.
+        accepted: The keys that fill a column of their name, with their position in `_ExactRow.values`.
+        rescued_column: Name of the rescued data column.
+        raw_column: Name of the raw column, or None.
+        after_rescued: JSON text behind the last rescued value.
+        no_values: The values of a record without accepted keys.
+    """
+
+    target: pa.Schema
+    accepted: dict[str, int]
+    rescued_column: str
+    raw_column: str | None
+    after_rescued: str
+    no_values: tuple[None, ...]
+
+    @classmethod
+    def of(cls, target: pa.Schema, rescued_column: str, raw_column: str | None, file_path: str) -> _Layout:
+        own = {CORRUPT_RECORD, rescued_column, raw_column}
+        names = [column.name for column in target if column.name not in own and _is_string(column.type)]
+        accepted = {name: position for position, name in enumerate(names)}
+        return cls(
+            target, accepted, rescued_column, raw_column, f',"{_FILE_PATH}":{_json(file_path)}}}', (None,) * len(names)
+        )
+
+    def before_rescued(self, keys: Sequence[str]) -> list[str]:
+        """JSON text before each rescued value of a record with these unknown keys."""
+        names = rescued_keys(keys, _FILE_PATH)
+        return [("," if i else "{") + _json(name) + ":" for i, name in enumerate(names)]
+
+    def row(self, text: str, record: dict[str, Value] | None) -> _ExactRow:
+        """What becomes of a line that was parsed exactly."""
+        if record is None:
+            return _ExactRow(self.no_values, None, text)
+        values = [record[name].text if name in record else None for name in self.accepted]
+        unknown = [key for key in record if key not in self.accepted]
+        rescued = None
+        if unknown:
+            sources = [text[record[key].start : record[key].end] for key in unknown]
+            befores = self.before_rescued(unknown)
+            pieces = [before + source for before, source in zip(befores, sources, strict=True)]
+            rescued = "".join(pieces) + self.after_rescued
+        return _ExactRow(tuple(values), rescued, None)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a block became.
+
+    Attributes:
+        chunk: Its rows.
+        lines: Its lines, blank ones too.
+        unknown: Keys that name no target column, in order of appearance.
+        too_long: The first line beyond the limit, from 0; its block has no rows then.
+    """
+
+    chunk: Chunk
+    lines: int
+    unknown: list[str] = field(default_factory=list)
+    too_long: int | None = None
+
+
+def _read_block(data: bytes, layout: _Layout, shapes: _Shapes) -> _Result:
+    block = _Block(data)
+    too_long = np.flatnonzero(block.ends - block.starts > MAX_RECORD_BYTES)
+    if len(too_long):
+        return _Result(Chunk(layout.target.empty_table()), block.lines, too_long=int(too_long[0]))
+    proof = _prove(block, shapes, layout)
+    unknown = [key for key in _keys_in_order(proof) if key not in layout.target.names]
+    return _Result(_Rows(proof, layout).chunk(), block.lines, unknown)
+
+
+class _Rows:
+    """The rows of a block: every line that is not blank, column by column."""
+
+    def __init__(self, proof: _Proof, layout: _Layout) -> None:
+        self._layout = layout
+        self._block = proof.block
+        lines = np.flatnonzero(proof.kinds != _BLANK)
+        kinds = proof.kinds[lines]
+        self._lines = lines
+        self._is_exact = kinds == _EXACT
+        self._exact_columns = list(zip(*(row.values for row in proof.exact), strict=True))
+        self._exact_rescued = [row.rescued for row in proof.exact]
+        self._corrupt_texts = [row.corrupt for row in proof.exact if row.corrupt is not None]
+        self._corrupt = np.zeros(len(lines), bool)
+        self._corrupt[self._is_exact] = [row.corrupt is not None for row in proof.exact]
+        self._separators = _Separators(proof)
+        self._shapes: list[tuple[Shape, npt.NDArray[np.intp]]] = [
+            (shape, np.flatnonzero(kinds == kind)) for kind, shape in enumerate(proof.shapes)
+        ]
+        self._fields: dict[str, list[tuple[Shape, npt.NDArray[np.intp], Field]]] = {}
+        for shape, rows in self._shapes:
+            for part in shape.fields:
+                self._fields.setdefault(part.key, []).append((shape, rows, part))
+
+    def chunk(self) -> Chunk:
+        columns = []
+        rescued_rows = 0
+        for column in self._layout.target:
+            if column.name == CORRUPT_RECORD:
+                values = self._corrupt_column()
+            elif column.name == self._layout.raw_column:
+                values = self._raw_column()
+            elif column.name == self._layout.rescued_column:
+                values = self._rescued_column()
+                rescued_rows = len(values) - values.null_count
+            elif column.name in self._layout.accepted:
+                values = self._data_column(column.name)
+            else:
+                values = pa.nulls(len(self._lines), column.type)
+            columns.append(values if values.type == column.type else values.cast(column.type))
+        table = pa.Table.from_arrays(columns, schema=self._layout.target)
+        return Chunk(table, rescued_rows, len(self._corrupt_texts))
+
+    def _corrupt_column(self) -> pa.StringArray:
+        return _replace(pa.nulls(len(self._lines), pa.string()), self._corrupt, self._corrupt_texts)
+
+    def _raw_column(self) -> pa.StringArray:
+        lines = self._block.cut(self._block.starts[self._lines], self._block.ends[self._lines])
+        return _replace(lines, self._corrupt, self._corrupt_texts)
+
+    def _data_column(self, name: str) -> pa.StringArray:
+        values = self._proven_column(name)
+        if not self._exact_rescued:
+            return values
+        return _replace(values, self._is_exact, self._exact_columns[self._layout.accepted[name]])
+
+    def _proven_column(self, name: str) -> pa.StringArray:
+        places = self._fields.get(name)
+        if places is None:
+            return pa.nulls(len(self._lines), pa.string())
+        # A row without the key keeps an empty span at its line's start, so that spans stay in order.
+        starts = self._block.starts[self._lines]
+        ends = starts.copy()
+        null = np.ones(len(starts), bool)
+        for shape, rows, part in places:
+            lines = self._lines[rows]
+            starts[rows] = self._separators.starts(lines, part.start)
+            ends[rows] = self._separators.ends(lines, part.end, shape)
+            null[rows] = False
+        first = self._block.text[starts]
+        null |= first == _NULL
+        quoted = (first == _QUOTE) & ~null
+        values = self._block.cut(starts + quoted, ends - quoted, null)
+        if self._block.escapes:
+            escaped = quoted & _mask(pc.match_substring(values, "\\"))
+            found = values.filter(pa.array(escaped)).to_pylist()
+            values = _replace(values, escaped, [decode_string(text) for text in found])
+        return values
+
+    def _rescued_column(self) -> pa.StringArray:
+        values = pa.nulls(len(self._lines), pa.string())
+        for shape, rows in self._shapes:
+            unknown = [part for part in shape.fields if part.key not in self._layout.accepted]
+            if not unknown:
+                continue
+            lines = self._lines[rows]
+            pieces: list[Any] = []
+            for part, before in zip(unknown, self._layout.before_rescued([part.key for part in unknown]), strict=True):
+                starts = self._separators.starts(lines, part.start)
+                ends = self._separators.ends(lines, part.end, shape)
+                pieces += [pa.scalar(before, pa.string()), self._block.cut(starts, ends)]
+            tail = pa.scalar(self._layout.after_rescued, pa.string())
+            here = np.zeros(len(values), bool)
+            here[rows] = True
+            values = _replace(values, here, pc.binary_join_element_wise(*pieces, tail, ""))
+        return _replace(values, self._is_exact, self._exact_rescued)
+
+
+def _replace(
+    values: pa.StringArray, where: _Mask, texts: list[str | None] | list[str] | pa.StringArray
+) -> pa.StringArray:
+    """Put texts into those rows, in order."""
+    if not where.any():
+        return values
+    new = texts if isinstance(texts, pa.StringArray) else pa.array(texts, pa.string())
+    return pc.replace_with_mask(values, pa.array(where), new)
+
+
+def _mask(values: pa.BooleanArray) -> _Mask:
+    return cast(_Mask, pc.fill_null(values, False).to_numpy(zero_copy_only=False))
+
+
+def _is_string(type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

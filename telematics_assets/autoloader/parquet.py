@@ -1,0 +1,354 @@
+"""Reading Parquet files into a table's schema, exactly.
+
+Belongs here: telling a complete Parquet file from others, its columns, and its rows as chunks of the target schema,
+with everything that does not fit in the rescued data column.
+Does not belong here: which columns a table gets (`schema.py`), what fits (`lakehouse/types.py`), finding files,
+Dagster.
+
+Limits: the compressed columns of one row group must fit in memory; a chunk holds about 64 MiB or one row. Columns whose
+names differ in case only are different columns. A file is unreadable as a whole if its footer or a page is damaged, if
+it is encrypted, or if two columns have the same name (there would be no telling them apart). INT96 timestamps are
+instants in UTC, as Spark reads them. Checksums of pages are verified where the writer left some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from telematics_assets.autoloader.chunks import Chunk
+from telematics_assets.autoloader.rescue import rescued_json
+from telematics_assets.errors import TelematicsError, UnreadableFileError, VolumeUnavailableError
+from telematics_assets.lakehouse.types import fits, lossless_cast, plain
+
+_MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
+_MIN_SIZE = 12
+#: A file up to this size is read into memory at once.
+_WHOLE_BYTES = 8 * 1024 * 1024
+#: A file up to this size is decoded by one thread: handing it to several costs more than it saves.
+_THREADS_BYTES = 256 * 1024
+_CHUNK_BYTES = 64 * 1024 * 1024
+#: What a value costs at least when it is decoded (a string's offset and characters, an eight-byte number).
+_VALUE_BYTES = 16
+#: How much larger than in the file rows are taken to be in memory.
+_EXPANSION = 4
+_REASON_CHARS = 200
+_NS_RANGE_US = 2**63 // 1000 - 1
+
+
+def is_complete_parquet(source: BinaryIO, size: int) -> bool:
+    """Whether a file starts and ends as a finished Parquet file does; it may still be damaged in between.
+
+    Args:
+        source: The file.
+        size: Its size in bytes.
+    """
+    return size >= _MIN_SIZE and _ends(source, size) in ((_MAGIC, _MAGIC), (_MAGIC_ENCRYPTED, _MAGIC_ENCRYPTED))
+
+
+def parquet_schema(source: BinaryIO) -> pa.Schema:
+    """The columns of a Parquet file, from its footer.
+
+    Args:
+        source: The file; it can seek, and stays open.
+
+    Raises:
+        UnreadableFileError: If this is no Parquet file that can be read.
+        VolumeUnavailableError: If the source failed.
+    """
+    watched = _Watched(source)
+    with _decoding(watched):
+        return _open(watched).schema
+
+
+def read_parquet(
+    source: BinaryIO,
+    target: pa.Schema,
+    *,
+    rescued_column: str,
+    file_path: str,
+    batch_rows: int = 65_536,
+    on_schema: Callable[[pa.Schema], None] | None = None,
+) -> Iterator[Chunk]:
+    """The rows of a Parquet file, in order, as chunks of the target schema.
+
+    Args:
+        source: The file; it can seek, and stays open.
+        target: The schema of the chunks. Columns that the file lacks are null.
+        rescued_column: The column of `target` for everything that fits no other one.
+        file_path: The path that the rescued data names.
+        batch_rows: Rows of a chunk at most.
+        on_schema: Called with the file's columns before its first row is read.
+
+    Raises:
+        UnreadableFileError: If any part of the file can't be read. Chunks that came before it must be dropped.
+        VolumeUnavailableError: If the source failed.
+    """
+    watched = _Watched(source)
+    with _decoding(watched):
+        file = _open(watched)
+        if on_schema is not None:
+            on_schema(file.schema)
+        placing = _Placing(file.schema, target, rescued_column, file_path)
+        rows = 0
+        chunk_rows = _rows_per_chunk(file, target, batch_rows)
+        for columns in _batches(file, chunk_rows):
+            chunk = placing.place(columns)
+            rows += chunk.table.num_rows
+            yield chunk
+        _check_counts(file.reader, rows)
+
+
+class _Watched:
+    """A source that remembers its own error: the decoder's errors are the file's fault, these are not."""
+
+    closed = False
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.error: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._source.read(size)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._source.seek(offset, whence)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+
+@contextmanager
+def _decoding(watched: _Watched) -> Iterator[None]:
+    """Turn the many exceptions of a decoder into one; the source's own errors pass."""
+    try:
+        yield
+    except TelematicsError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, RuntimeError, MemoryError, LookupError, ArithmeticError) as error:
+        failed = watched.error
+        if isinstance(failed, OSError):
+            raise VolumeUnavailableError(f"The file could not be read this time: {failed}. Try again.") from error
+        if failed is not None:
+            raise failed from error
+        if isinstance(error, UnicodeDecodeError):
+            raise UnreadableFileError("Parquet with a column name that is no UTF-8") from error
+        kind = "encrypted" if "decrypt" in str(error) else "damaged"
+        raise UnreadableFileError(f"{kind} Parquet file: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _REASON_CHARS else text[: _REASON_CHARS - 1] + "…"
+
+
+def _ends(source: BinaryIO | _Watched, size: int) -> tuple[bytes, bytes]:
+    source.seek(0)
+    first = source.read(4)
+    source.seek(max(size - 4, 0))
+    return first, source.read(4)
+
+
+@dataclass(frozen=True)
+class _File:
+    reader: Any
+    content: Any
+    size: int
+    schema: pa.Schema
+    #: Columns with INT96 timestamps: name -> which leaves, in order.
+    int96: dict[str, list[bool]]
+
+
+def _open(watched: _Watched) -> _File:
+    size = watched.seek(0, 2)
+    if size == 0:
+        raise UnreadableFileError("not Parquet: the file is empty (0 bytes)")
+    first, last = _ends(watched, size)
+    if first == _MAGIC_ENCRYPTED:
+        raise UnreadableFileError("encrypted Parquet file: it must be readable without keys")
+    if first != _MAGIC:
+        raise UnreadableFileError("not Parquet: the file does not start with PAR1")
+    if size < _MIN_SIZE or last != _MAGIC:
+        raise UnreadableFileError("cut short: the file starts as Parquet but does not end with PAR1")
+    content: Any = watched
+    if size <= _WHOLE_BYTES:
+        # One read instead of a few per column: for small files the calls cost more than the bytes.
+        watched.seek(0)
+        content = pa.py_buffer(watched.read())
+    reader = _reader(content, "us")
+    if reader.metadata.num_columns == 0:
+        raise UnreadableFileError("Parquet without columns")
+    names = reader.schema_arrow.names
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise UnreadableFileError(f"Parquet with two columns of the same name: {', '.join(map(repr, repeated[:3]))}")
+    fields, int96, leaf = [], {}, 0
+    for field in reader.schema_arrow:
+        count = _count_leaves(field.type)
+        kinds = [reader.schema.column(index).physical_type == "INT96" for index in range(leaf, leaf + count)]
+        leaf += count
+        if any(kinds):
+            int96[field.name] = kinds
+            field = field.with_type(_with_instants(field.type, iter(kinds)))
+        fields.append(pa.field(field.name, field.type))
+    if leaf != reader.metadata.num_columns:
+        raise UnreadableFileError("damaged Parquet file: its columns do not match their types")
+    return _File(reader, content, size, pa.schema(fields), int96)
+
+
+def _reader(content: Any, int96_unit: str) -> Any:
+    # Without pre-buffering a row group is read column by column: the whole of it never waits in memory twice.
+    return pq.ParquetFile(
+        pa.PythonFile(content, mode="r") if isinstance(content, _Watched) else pa.BufferReader(content),
+        pre_buffer=False,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96_unit,
+    )
+
+
+def _check_counts(reader: Any, rows: int) -> None:
+    """Compare the rows that were read with every count of the footer.
+
+    A row group that counts fewer rows than its columns hold is cut by the decoder without a word. Only after decoding:
+    pyarrow ends the process when it is asked for details of damaged row groups that no decoder has refused yet.
+    """
+    metadata = reader.metadata
+    if rows != metadata.num_rows:
+        raise UnreadableFileError(f"damaged Parquet file: its footer counts {metadata.num_rows} rows, {rows} were read")
+    flat = [i for i in range(metadata.num_columns) if reader.schema.column(i).max_repetition_level == 0]
+    total = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        total += group.num_rows
+        for index in flat if group.num_rows else ():
+            values = group.column(index).num_values
+            if values != group.num_rows:
+                raise UnreadableFileError(
+                    f"damaged Parquet file: row group {number} counts {group.num_rows} rows, its columns {values}"
+                )
+    if total != rows:
+        raise UnreadableFileError(f"damaged Parquet file: its row groups count {total} rows, {rows} were read")
+
+
+def _rows_per_chunk(file: _File, target: pa.Schema, batch_rows: int) -> int:
+    decoded = _VALUE_BYTES * max(len(file.schema), len(target))
+    encoded = _EXPANSION * file.size // max(file.reader.metadata.num_rows, 1)
+    return int(max(1, min(batch_rows, _CHUNK_BYTES // max(decoded, encoded))))
+
+
+def _batches(file: _File, rows: int) -> Iterator[list[pa.Array]]:
+    batches = file.reader.iter_batches(batch_size=rows, use_threads=file.size > _THREADS_BYTES)
+    if not file.int96:
+        for batch in batches:
+            yield batch.columns
+        return
+    # Microseconds cut digits off, nanoseconds overflow before 1677 and after 2262, both silently: one proves the other.
+    names = file.schema.names
+    fine = _reader(file.content, "ns").iter_batches(batch_size=rows, columns=list(file.int96))
+    for batch, exact in zip(batches, fine, strict=True):
+        columns = batch.columns
+        for name, kinds in file.int96.items():
+            at = names.index(name)
+            columns[at] = _instants(name, columns[at], exact.column(exact.schema.get_field_index(name)), kinds)
+        yield columns
+
+
+def _instants(name: str, micro: pa.Array, nano: pa.Array, kinds: list[bool]) -> pa.Array:
+    pairs = [
+        (us.view(pa.int64()), ns.view(pa.int64()))
+        for us, ns, int96 in zip(_leaves(micro), _leaves(nano), kinds, strict=True)
+        if int96
+    ]
+    same = all(_all(pc.equal(pc.multiply(us, 1000), ns)) for us, ns in pairs)
+    if not same and not all(_all(pc.less_equal(pc.abs(us), _NS_RANGE_US)) for us, _ in pairs):
+        raise UnreadableFileError(
+            f"INT96 timestamps of column {name!r} have nanoseconds and years beyond 1677 to 2262: no type holds both"
+        )
+    chosen = micro if same else nano
+    return chosen.cast(_with_instants(chosen.type, iter(kinds)))
+
+
+def _all(condition: pa.Array) -> bool:
+    return pc.all(condition).as_py() is not False
+
+
+def _count_leaves(kind: Any) -> int:
+    return sum(_count_leaves(child) for child in _children(kind)) if pa.types.is_nested(kind) else 1
+
+
+def _children(kind: Any) -> list[Any]:
+    if pa.types.is_map(kind):
+        return [kind.key_type, kind.item_type]
+    return [kind.field(index).type for index in range(kind.num_fields)]
+
+
+def _leaves(array: Any) -> Iterator[Any]:
+    """The leaf arrays of a column, in the order of the Parquet file's columns."""
+    if isinstance(array, pa.MapArray):
+        yield from _leaves(array.keys)
+        yield from _leaves(array.items)
+    elif pa.types.is_struct(array.type):
+        for index in range(array.type.num_fields):
+            yield from _leaves(array.field(index))
+    elif pa.types.is_nested(array.type):
+        yield from _leaves(array.values)
+    else:
+        yield array
+
+
+def _with_instants(kind: Any, int96: Iterator[bool]) -> Any:
+    """The type with its INT96 leaves in UTC."""
+    if pa.types.is_map(kind):
+        return pa.map_(_with_instants(kind.key_type, int96), _with_instants(kind.item_type, int96))
+    if pa.types.is_struct(kind):
+        fields = [kind.field(index) for index in range(kind.num_fields)]
+        return pa.struct([field.with_type(_with_instants(field.type, int96)) for field in fields])
+    if pa.types.is_nested(kind):
+        return pa.list_(pa.field("element", _with_instants(kind.value_type, int96)))
+    return pa.timestamp(kind.unit, "UTC") if next(int96) else kind
+
+
+class _Placing:
+    """Where each column of one file goes: into its column, or into the rescued data."""
+
+    def __init__(self, schema: pa.Schema, target: pa.Schema, rescued_column: str, file_path: str) -> None:
+        self._target, self._rescued_column, self._file_path = target, rescued_column, file_path
+        self._names = schema.names
+        types = {field.name: field.type for field in target if field.name != rescued_column}
+        self._placed = {field.name for field in schema if field.name in types and fits(field.type, types[field.name])}
+
+    def place(self, columns: list[pa.Array]) -> Chunk:
+        """Bring one batch of the file's columns into the target schema."""
+        rows = len(columns[0])
+        placed: dict[str, pa.Array] = {}
+        rescued: dict[str, pa.Array] = {}
+        for name, values in zip(self._names, columns, strict=True):
+            if name not in self._placed:
+                rescued[name] = values
+                continue
+            placed[name], misfits = lossless_cast(values, self._target.field(name).type)
+            if misfits is not None:
+                rescued[name] = _only(values, misfits)
+        left_over = rescued_json(rescued, self._file_path, rows)
+        placed[self._rescued_column] = left_over
+        arrays = [placed[field.name] if field.name in placed else pa.nulls(rows, field.type) for field in self._target]
+        return Chunk(pa.Table.from_arrays(arrays, schema=self._target), rescued_rows=rows - left_over.null_count)
+
+
+def _only(values: pa.Array, mask: pa.Array) -> pa.Array:
+    values = plain(values)
+    return pc.if_else(mask, values, pa.scalar(None, values.type))

@@ -1,0 +1,120 @@
+"""Which columns a table gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, Schema, write_deltalake
+
+from telematics_assets.autoloader.schema import MAX_COLUMNS, reader_schema, resolve, table_schema
+from telematics_assets.catalog import TELEMATICS, TELEMATICS_TEST, Column, FileStream, TableContract
+
+US_UTC = pa.timestamp("us", "UTC")
+CONTRACT = TableContract("Points.", (Column("vehicle_id", "STRING", "Fleet number."), Column("rpm", "INT", "Speed.")))
+PARQUET = FileStream("points", "parquet", "points", "points", CONTRACT)
+TEXT_CONTRACT = TableContract("Points.", (Column("vehicle_id", "STRING", "Fleet number."),))
+JSON = FileStream("lines", "json", "lines", "lines", TEXT_CONTRACT, options={"raw_record_column": "_raw"})  # type: ignore[arg-type]
+RESCUING = PARQUET.with_options(schema_evolution_mode="rescue")
+
+
+def names(fields: list[pa.Field]) -> list[str]:
+    return [field.name for field in fields]
+
+
+@pytest.mark.parametrize("stream", [PARQUET, RESCUING], ids=["addNewColumns", "rescue"])
+def test_a_new_table_starts_with_the_contract_and_takes_what_the_first_files_have(stream: FileStream) -> None:
+    fields = resolve(stream, None, [("gear", pa.int8()), ("rpm", pa.int64()), ("VEHICLE_ID", pa.string())])
+    assert [(field.name, field.type) for field in fields] == [
+        ("vehicle_id", pa.string()),
+        ("rpm", pa.int32()),
+        ("gear", pa.int8()),
+    ]
+    assert [field.metadata for field in fields] == [{b"comment": b"Fleet number."}, {b"comment": b"Speed."}, None]
+
+
+def test_an_existing_table_gets_unknown_columns_once() -> None:
+    table = table_schema(PARQUET, resolve(PARQUET, None, []))
+    found = [
+        ("rpm", pa.int32()),
+        ("gear", pa.uint8()),
+        ("gear", pa.string()),
+        ("Gear", pa.int8()),
+        ("fuel", pa.float16()),
+    ]
+    assert resolve(PARQUET, table, found) == [pa.field("gear", pa.int16()), pa.field("fuel", pa.float32())]
+    assert resolve(RESCUING, table, found) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("RPM", pa.int32()),
+        ("_rescued_data", pa.string()),
+        ("_SOURCE_FILE", pa.string()),
+        ("_batch_id", pa.int64()),
+        ("two words", pa.int64()),
+        ("", pa.int64()),
+        ("\ud800", pa.int64()),
+        ("waited", pa.duration("s")),
+        ("nothing", pa.null()),
+    ],
+)
+def test_a_column_that_the_table_could_not_hold_exactly_is_left_to_be_rescued(name: str, kind: pa.DataType) -> None:
+    table = table_schema(PARQUET, resolve(PARQUET, None, []))
+    assert resolve(PARQUET, table, [(name, kind)]) == []
+    assert names(resolve(PARQUET, None, [(name, kind)])) == ["vehicle_id", "rpm"]
+
+
+def test_of_one_name_the_first_type_that_can_be_held_decides() -> None:
+    table = table_schema(PARQUET, resolve(PARQUET, None, []))
+    found = [("gear", pa.null()), ("gear", pa.int8()), ("gear", pa.int64())]
+    assert resolve(PARQUET, table, found) == [pa.field("gear", pa.int8())]
+
+
+def test_json_columns_are_text() -> None:
+    assert resolve(JSON, None, [("gear", None), ("_corrupt_record", None), ("_RAW", None)])[1:] == [
+        pa.field("gear", pa.string())
+    ]
+
+
+def test_a_table_has_a_stated_limit_of_columns() -> None:
+    flood = [(f"c{number}", pa.int64()) for number in range(MAX_COLUMNS + 5)]
+    fields = resolve(PARQUET, None, flood)
+    table = table_schema(PARQUET, fields)
+    assert len(table) == MAX_COLUMNS
+    assert names(fields)[-1] == f"c{MAX_COLUMNS - 8}"
+    assert resolve(PARQUET, table, [("one_more", pa.int64())]) == []
+
+
+def test_a_table_ends_with_the_loaders_own_columns_and_all_have_comments() -> None:
+    own = ["_rescued_data", "_source_file", "_source_file_modified_at", "_batch_id", "_ingested_at"]
+    assert table_schema(PARQUET, []).names == own
+    schema = table_schema(JSON, resolve(JSON, None, []))
+    assert schema.names == ["vehicle_id", "_corrupt_record", "_raw", *own]
+    assert [field.type for field in schema][-5:] == [pa.string(), pa.string(), US_UTC, pa.int64(), US_UTC]
+    assert all(field.metadata[b"comment"].endswith(b".") for field in schema)
+
+
+def test_readers_know_evolved_columns_wherever_the_table_has_them(tmp_path: Path) -> None:
+    schema = table_schema(TELEMATICS, resolve(TELEMATICS, None, []))
+    DeltaTable.create(str(tmp_path), Schema.from_arrow(schema))
+    write_deltalake(str(tmp_path), pa.table({"gear": pa.array([3], pa.int8())}), mode="append", schema_mode="merge")
+    table = pa.schema(DeltaTable(str(tmp_path)).schema().to_arrow())
+    assert table.names[-1] == "gear"
+
+    readers = reader_schema(TELEMATICS, table)
+    assert readers.names == [*(column.name for column in TELEMATICS.contract.columns), "gear", "_rescued_data"]
+    assert readers.field("speed_kmh").metadata == {b"comment": b"Speed over ground, km/h."}
+    assert resolve(TELEMATICS, table, [("gear", pa.int8()), ("GEAR", pa.int8())]) == []
+
+
+def test_json_readers_fill_corrupt_raw_and_rescued() -> None:
+    schema = table_schema(TELEMATICS_TEST, resolve(TELEMATICS_TEST, None, []))
+    assert reader_schema(TELEMATICS_TEST, schema).names[-4:] == [
+        "device",
+        "_corrupt_record",
+        "_raw_record",
+        "_rescued_data",
+    ]
