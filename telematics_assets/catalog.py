@@ -26,7 +26,9 @@ BATCH_ID = "_batch_id"
 INGESTED_AT = "_ingested_at"
 CORRUPT_RECORD = "_corrupt_record"
 
-_NAME = re.compile(r"[^\x00-\x20/\x7f`.]+")
+# No `%`: delta-rs decodes `%41` in a path and then writes elsewhere.
+_NAME = re.compile(r"[^\x00-\x20/\x7f`.%]+")
+_OWN_COLUMN = re.compile(r"_[A-Za-z0-9_]+")
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -46,7 +48,7 @@ class TableName:
 
     def __post_init__(self) -> None:
         for part in (self.catalog, self.schema, self.table):
-            if not _NAME.fullmatch(part):
+            if not is_name(part):
                 raise UnknownNameError(
                     f"{part!r} is not a catalog, schema or table name. "
                     "Names hold no space, dot, slash, backtick or control character."
@@ -78,6 +80,11 @@ class TableName:
                 f"{text!r} is not a full table name. Give three levels, such as workspace.01_bronze.telematics."
             )
         return cls(*parts)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be one level of a table name."""
+    return _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +182,12 @@ class FileStreamOptions:
         reserved = {SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, BATCH_ID, INGESTED_AT, CORRUPT_RECORD}
         for option in ("rescued_data_column", "raw_record_column"):
             name = getattr(self, option)
-            if name is not None and (not isinstance(name, str) or not name.startswith("_") or name in reserved):
+            if name is None and option == "raw_record_column":
+                continue
+            if not isinstance(name, str) or not _OWN_COLUMN.fullmatch(name) or name.lower() in reserved:
                 raise OptionError(
-                    f"{option}={name!r} is not accepted. Use a column name that starts with '_' and is none of: "
+                    f"{option}={name!r} is not accepted. Use a column name that starts with '_', of letters, digits and '_', "
+                    "and is none of: "
                     f"{', '.join(sorted(reserved))}."
                 )
         if self.raw_record_column is not None and self.raw_record_column.lower() == self.rescued_data_column.lower():
@@ -211,6 +221,7 @@ class FileStream:
         table: Bronze table, one level (`telematics`); the deployment's `Names` give the rest.
         contract: What the table promises.
         options: Auto Loader options; a mapping is parsed.
+        fresh_within_hours: Hours without new rows after which the table counts as overdue; None: never.
     """
 
     name: str
@@ -219,6 +230,7 @@ class FileStream:
     table: str
     contract: TableContract
     options: FileStreamOptions = field(default_factory=FileStreamOptions)
+    fresh_within_hours: float | None = None
 
     def __post_init__(self) -> None:
         if not _STREAM_NAME.fullmatch(self.name):
@@ -232,6 +244,8 @@ class FileStream:
             raise OptionError(f"folder={self.folder!r} is not accepted: names that start with '_' or '.' are not data.")
         if isinstance(self.options, Mapping):
             object.__setattr__(self, "options", FileStreamOptions.parse(self.options))
+        if self.fresh_within_hours is not None and not self.fresh_within_hours > 0:
+            raise OptionError(f"fresh_within_hours={self.fresh_within_hours!r} is not accepted. Use a number above 0, or None.")
         if self.format != "json" and self.options.raw_record_column is not None:
             raise OptionError("raw_record_column needs format='json': other formats have no lines.")
         taken = {name.lower() for name in self.own_columns}

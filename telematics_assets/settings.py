@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from telematics_assets.catalog import Names
 from telematics_assets.errors import SettingsError, TelematicsError
 from telematics_assets.volumes.base import refuse_dbfs
 
 EngineName = Literal["embedded"]
+
+_ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 #: Every variable with its default and what it does; `.env.example` and the README list the same.
 VARIABLES: Mapping[str, tuple[str, str]] = {
@@ -96,6 +99,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     refuse_dbfs(home)
     if "://" in home:
         raise SettingsError(f"TELEMATICS_HOME={home!r} is not accepted. Give a local folder, such as ./.telematics.")
+    path = os.path.abspath(os.path.expanduser(home))
+    if _ENCODED.search(path):
+        # delta-rs decodes such a path once too often and looks for its tables elsewhere.
+        raise SettingsError(f"TELEMATICS_HOME={path!r} is not accepted. Give a folder without '%' and two hex digits.")
     engine = text("TELEMATICS_ENGINE")
     if engine not in get_args(EngineName):
         near = difflib.get_close_matches(engine, get_args(EngineName), 1)
@@ -121,8 +128,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise SettingsError(f"{variable}: {error}") from None
     dagster_home = env.get("DAGSTER_HOME", "").strip()
     return Settings(
-        home=Path(os.path.abspath(os.path.expanduser(home))),
-        engine=engine,
+        home=Path(path),
+        engine=cast(EngineName, engine),
         names=names,
         settle_seconds=number("TELEMATICS_SETTLE_SECONDS", 0),
         incomplete_seconds=number("TELEMATICS_INCOMPLETE_SECONDS", 0),

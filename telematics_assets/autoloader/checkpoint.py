@@ -31,6 +31,14 @@ from telematics_assets.volumes.base import FileEntry, Volume
 FORMAT = 1
 #: Results, or segments of equal size, that are merged into one segment.
 FANOUT = 8
+#: States of files that leave their batch undecided.
+NOT_TAKEN = ("LEFT", "DENIED")
+_FIELDS = {
+    "metadata": {"stream_id", "table_id", "first_batch", "table_version"},
+    "offsets": {"batch_id", "planner", "files"},
+    "results": {"batch_id", "attempt", "files", "added", "schema"},
+    "commits": {"batch_id", "attempt", "table_version"},
+}
 #: How often a listing is repeated when another process merges and deletes under it.
 _READS = 4
 
@@ -91,8 +99,8 @@ class FileResult:
 
     Attributes:
         path: The file.
-        state: `INGESTED`, `SKIPPED_CORRUPTED`, `SKIPPED_MISSING`, or `LEFT`: it changed meanwhile and will be
-            discovered again; the ledger does not know it.
+        state: `INGESTED`, `SKIPPED_CORRUPTED`, `SKIPPED_MISSING`, or one of `NOT_TAKEN`: it changed meanwhile
+            (`LEFT`) or could not be opened (`DENIED`); the ledger does not know it, so it is discovered again.
         reason: Why it was not ingested.
         rows: Rows that it brought.
         rescued: Rows of them with rescued data.
@@ -149,7 +157,7 @@ class Checkpoint:
         self._volume = volume
         self._stream = stream
         self._root = f"_checkpoints/{stream}"
-        self._cached: tuple[int, int, pl.DataFrame] | None = None
+        self._cached: tuple[Metadata, int, pl.DataFrame] | None = None
 
     @property
     def location(self) -> str:
@@ -164,10 +172,9 @@ class Checkpoint:
         return Metadata(**self._read("metadata", str(generation)))
 
     def begin(self, metadata: Metadata) -> Metadata:
-        """Publish a new generation, or return the one that another process published first."""
-        name = str(self._generation() + 1)
-        if not self._publish("metadata", name, asdict(metadata)):
-            return Metadata(**self._read("metadata", name))
+        """Publish the first generation, or return the one that another process published first."""
+        if not self._publish("metadata", "0", asdict(metadata)):
+            return Metadata(**self._read("metadata", "0"))
         return metadata
 
     def last_commit(self, metadata: Metadata) -> BatchCommit | None:
@@ -311,14 +318,14 @@ class Checkpoint:
         )
         self._volume.create(f"{self._root}/ledger/{number}-{number}", buffer.getvalue())
         self.publish_commit(commit)
-        self.begin(metadata)
-        self._cached = None
+        self._publish("metadata", str(self._generation() + 1), asdict(metadata))
 
     def _clean(self, metadata: Metadata, newest: int) -> None:
         segments = self._segments(metadata.first_batch)
-        kept = {f"{_number(a)}-{_number(b)}" for a, b in segments}
         for name in self._volume.names(f"{self._root}/ledger"):
-            if name not in kept and _span(name) is not None:
+            # Only what a segment seen here covers: another loader may have published a larger one since.
+            span = _span(name)
+            if span is not None and (span[1] < metadata.first_batch or _covered(span, segments)):
                 self._volume.delete(f"{self._root}/ledger/{name}")
         covered = min(segments[-1][1], newest - 1)
         for folder in ("offsets", "results", "commits"):
@@ -330,21 +337,22 @@ class Checkpoint:
     def _ledger(self, metadata: Metadata) -> pl.DataFrame:
         segments = self._segments(metadata.first_batch)
         last = self.last_commit(metadata)
-        newest = -1 if last is None else last.batch_id
+        newest = metadata.first_batch - 1 if last is None else last.batch_id
         cached = self._cached
-        if cached is not None and cached[0] == metadata.first_batch and cached[1] <= newest:
+        if cached is not None and cached[0] == metadata and cached[1] <= newest:
             if cached[1] == newest:
                 return cached[2]
             start = cached[1] + 1
             parts = [cached[2]]
             if segments and segments[-1][1] >= start:
-                parts, start = [self._segment(a, b) for a, b in segments], segments[-1][1] + 1
+                parts += [self._segment(a, b) for a, b in segments if b >= start]
+                start = segments[-1][1] + 1
         else:
             parts = [self._segment(a, b) for a, b in segments]
             start = segments[-1][1] + 1 if segments else metadata.first_batch
         parts += [self._results_frame(metadata, n) for n in range(start, newest + 1)]
         frame = _newest(pl.concat(parts)) if parts else self.no_files()
-        self._cached = (metadata.first_batch, newest, frame)
+        self._cached = (metadata, newest, frame)
         return frame
 
     def _results_frame(self, metadata: Metadata, batch_id: int) -> pl.DataFrame:
@@ -366,7 +374,7 @@ class Checkpoint:
                 commit.table_version,
             )
             for file in result.files
-            if file.state != "LEFT"
+            if file.state not in NOT_TAKEN
         ]
         return pl.DataFrame(rows, schema=LEDGER_SCHEMA, orient="row")
 
@@ -421,6 +429,8 @@ class Checkpoint:
             raise self._corrupt(f"{folder}/{name}", "it has no format version")
         if version > FORMAT:
             raise self._too_new(f"{folder}/{name}", version)
+        if set(document) != _FIELDS[folder]:
+            raise self._corrupt(f"{folder}/{name}", "it lacks fields, or has others")
         return document
 
     def _corrupt(self, name: str, what: str) -> CheckpointCorruptError:
@@ -450,6 +460,10 @@ def _newest(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _number(batch_id: int) -> str:
     return f"{batch_id:020d}"
+
+
+def _covered(span: tuple[int, int], segments: Sequence[tuple[int, int]]) -> bool:
+    return any(a <= span[0] and span[1] <= b and (a, b) != span for a, b in segments)
 
 
 def _span(name: str) -> tuple[int, int] | None:

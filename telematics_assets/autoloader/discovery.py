@@ -19,7 +19,7 @@ from telematics_assets.autoloader.checkpoint import as_files
 from telematics_assets.autoloader.json_lines import is_complete_json
 from telematics_assets.autoloader.parquet import is_complete_parquet
 from telematics_assets.catalog import FileFormat
-from telematics_assets.errors import FileMissingError
+from telematics_assets.errors import FileMissingError, VolumeError
 from telematics_assets.volumes.base import FileEntry, Listing, Problem, Volume
 
 _COMPLETE = {"json": is_complete_json, "parquet": is_complete_parquet}
@@ -141,6 +141,9 @@ class Discovery:
                 return self._complete(source, file.size)
         except FileMissingError:
             return False
+        except VolumeError:
+            # Reading it will say why it can't be opened, by name.
+            return True
 
 
 def compare(listing: Listing, ledger: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

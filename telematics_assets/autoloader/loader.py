@@ -22,6 +22,7 @@ import polars as pl
 from telematics_assets.autoloader.checkpoint import (
     BatchCommit,
     Checkpoint,
+    FileResult,
     Metadata,
     Plan,
     Result,
@@ -54,6 +55,7 @@ from telematics_assets.errors import (
     TableMovedError,
     TableNotOursError,
     TableUnsupportedError,
+    VolumeError,
 )
 from telematics_assets.lakehouse.base import STREAM_ID_PROPERTY, STREAM_NAME_PROPERTY, Commit, Lakehouse, Table
 from telematics_assets.volumes.base import FileEntry, Volume
@@ -171,6 +173,7 @@ class StreamLoader:
         if request.max_files is not None and request.max_files < 1:
             raise OptionError(f"max_files={request.max_files} is not accepted. Use a whole number from 1, or none for all.")
         tell = progress or _ignore
+        denied: list[FileResult] = []
         started = time.monotonic()
         batches: list[BatchReport] = []
         handled: set[str] = set()
@@ -213,16 +216,23 @@ class StreamLoader:
             if budget is not None:
                 budget -= len(plan.files)
             try:
-                batches.append(self._run(session, plan, tell))
+                report, result = self._run(session, plan, tell)
             except CommitConflictError:
                 if not self._lost_race(session, plan):
                     raise
                 yielded = True
                 tell(Progress("done", f"another loader committed batch {plan.batch_id}; it goes on with the rest"))
                 break
+            batches.append(report)
+            denied += [file for file in result.files if file.state == "DENIED"]
+        if denied:
+            raise VolumeError(
+                f"{len(denied)} files of stream {self._stream.name!r} could not be opened; all others are loaded. The first is "
+                f"{denied[0].path}: {denied[0].reason} Then load again."
+            )
         return self._report(batches, discovered, yielded, time.monotonic() - started)
 
-    def _run(self, session: _Session, plan: Plan, tell: ProgressListener) -> BatchReport:
+    def _run(self, session: _Session, plan: Plan, tell: ProgressListener) -> tuple[BatchReport, Result]:
         attempt = uuid.uuid4().hex[:12]
         results: list[Result] = []
 
@@ -236,7 +246,7 @@ class StreamLoader:
         )
         self._step("table_committed")
         self._finish(session, BatchCommit(plan.batch_id, attempt, commit.version), commit)
-        return _batch_report(plan, results[0], commit.version, recovered=False)
+        return _batch_report(plan, results[0], commit.version, recovered=False), results[0]
 
     def _finish(self, session: _Session, end: BatchCommit, commit: Commit) -> None:
         session.table.make_durable(commit)
@@ -368,7 +378,9 @@ class StreamLoader:
                 f"{self._name} holds rows of stream {name!r}, but its checkpoint {self._checkpoint.location} in "
                 f"{self._volume.uri} is gone. Restore the folder from a copy, or {choices(name)}"
             )
-        return self._checkpoint.begin(Metadata(stream_id, table.id, 0, table.version))
+        # What a broken-off reset left behind has lower numbers, so it means nothing.
+        first_batch = self._checkpoint.next_free_batch()
+        return self._checkpoint.begin(Metadata(stream_id, table.id, first_batch, table.version))
 
     def _ledger(self, session: _Session | None) -> pl.DataFrame:
         if session is None:
@@ -401,8 +413,14 @@ class StreamLoader:
             raise TableNotOursError(
                 f"{self._name} was not filled by stream {self._stream.name!r}, so its rows tell nothing about that stream's files."
             )
+        lost = [name for name in (SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, BATCH_ID) if name not in table.schema.names]
+        if lost:
+            raise TableMovedError(
+                f"{self._name} no longer has {', '.join(lost)}, so its rows don't tell which files they came from. Restore an "
+                f"older version of the table, or run `telematics reset {self._stream.name} --drop-table` to start anew."
+            )
         sources = pl.DataFrame(table.sources())
-        batch = max(self._checkpoint.next_free_batch(), int(sources[BATCH_ID].max() or 0) + 1)  # type: ignore[call-overload]
+        batch = max(self._checkpoint.next_free_batch(), _whole(sources[BATCH_ID].max() or 0) + 1)
         stream_id = uuid.uuid4().hex
         table.set_property(STREAM_ID_PROPERTY, stream_id)
         table = self._lakehouse.open(self._name) or table
@@ -444,7 +462,7 @@ class StreamLoader:
             changed=found.changed.height,
             known=found.known,
             data_version=found.data_version,
-            oldest_modified_ns=None if pending.is_empty() else int(pending["modified_ns"].min()),  # type: ignore[arg-type]
+            oldest_modified_ns=None if pending.is_empty() else _whole(pending["modified_ns"].min()),
         )
 
     def files(self, state: FileState | None = None) -> list[FileRecord]:
@@ -469,8 +487,8 @@ class StreamLoader:
         for file, reason in found.waiting:
             records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
         for file in () if plan is None else plan.files:
-            reason = f"planned in batch {plan.batch_id}, which is not committed yet" if plan else None
-            records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
+            planned = f"planned in batch {plan.batch_id}, which is not committed yet" if plan else None
+            records[file.path] = FileRecord(file.path, "DISCOVERED", planned, file.size, file.modified_ns, None, None)
         for problem in found.problems:
             records[problem.path] = FileRecord(problem.path, "SKIPPED_CORRUPTED", problem.reason, None, None, None, None)
         return [records[path] for path in sorted(records) if state is None or records[path].state == state]
@@ -490,7 +508,7 @@ class StreamLoader:
         )
         if expected.is_empty():
             return []
-        first = int(expected["table_version"].min())  # type: ignore[arg-type]
+        first = _whole(expected["table_version"].min())
         added = {
             commit.transactions[metadata.stream_id]: commit
             for commit in table.commits(first - 1)
@@ -550,6 +568,11 @@ def _batch_report(plan: Plan, result: Result, table_version: int, recovered: boo
         schema_changes=tuple(SchemaChange(name, type_) for name, type_ in result.added),
         recovered=recovered,
     )
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value
 
 
 def _ignore(_: object) -> None:

@@ -23,19 +23,20 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, TableName
+from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, TableName, is_name
 from telematics_assets.errors import (
     CommitConflictError,
     SchemaError,
     TableError,
     TableMovedError,
     TableUnsupportedError,
-    VolumeError,
     VolumeUnavailableError,
 )
 from telematics_assets.lakehouse.base import Commit
-from telematics_assets.volumes.local import sync_folder
+from telematics_assets.lakehouse.types import storable
+from telematics_assets.volumes.local import sync_folder, translate
 
 #: Size at which a new data file of the same commit is begun.
 TARGET_FILE_BYTES = 128 << 20
@@ -60,8 +61,8 @@ class DeltaLakehouse:
         folder = self._root / catalog / schema
         if not folder.is_dir():
             return []
-        names = sorted(p.name for p in folder.iterdir() if p.name[0] != "." and (p / "_delta_log").is_dir())
-        return [TableName(catalog, schema, name) for name in names]
+        names = sorted(p.name for p in folder.iterdir() if (p / "_delta_log").is_dir())
+        return [TableName(catalog, schema, name) for name in names if is_name(name)]
 
     def open(self, name: TableName) -> DeltaLakeTable | None:
         """See `Lakehouse.open`."""
@@ -87,9 +88,9 @@ class DeltaLakehouse:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise VolumeError(f"{path}: {error.strerror}. Check the permissions of the loader's user.") from error
+            raise translate(error, path) from error
         sync_folder(os.path.dirname(path))
-        shutil.rmtree(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def create(
         self, name: TableName, schema: pa.Schema, comment: str, properties: Mapping[str, str]
@@ -106,9 +107,11 @@ class DeltaLakehouse:
                 description=comment,
                 configuration=dict(properties),
                 raise_if_key_not_exists=False,
+                # With retries, the one that comes second commits its own identity as version 1.
+                commit_properties=CommitProperties(max_commit_retries=0),
             )
         except OSError as error:
-            raise VolumeError(f"{path}: {error.strerror}. Check the permissions of the loader's user.") from error
+            raise translate(error, path) from error
         except DeltaError as error:
             table = self.open(name)
             if table is None:
@@ -192,6 +195,9 @@ class DeltaLakeTable:
                 for batch in batches:
                     rows += batch.num_rows
                     yield batch
+            except GeneratorExit:
+                # delta-rs gave up for a reason of its own, which it raises itself.
+                raise
             except BaseException as error:
                 failure.append(error)
                 raise
@@ -209,9 +215,7 @@ class DeltaLakeTable:
                 ),
             )
         except CommitFailedError as error:
-            raise CommitConflictError(
-                f"Another writer committed to {self._name} first: {_line(error)}. Nothing of this batch is in the table; run again."
-            ) from error
+            raise _conflict(self._name, error) from error
         except (DeltaError, OSError) as error:
             if failure:
                 raise failure[0] from None
@@ -226,7 +230,12 @@ class DeltaLakeTable:
 
     def set_property(self, key: str, value: str) -> None:
         """See `Table.set_property`."""
-        self._handle.alter.set_table_properties({key: value}, raise_if_not_exists=False)
+        try:
+            self._handle.alter.set_table_properties({key: value}, raise_if_not_exists=False)
+        except CommitFailedError as error:
+            raise _conflict(self._name, error) from error
+        except (DeltaError, OSError) as error:
+            raise _write_error(self._name, error) from error
 
     def sources(self) -> pa.Table:
         """See `Table.sources`."""
@@ -238,20 +247,35 @@ class DeltaLakeTable:
 
     def make_durable(self, commit: Commit) -> None:
         """See `Table.make_durable`."""
-        log = os.path.join(self._path, "_delta_log")
-        folders = {self._path, log}
-        for action in self._actions(commit.version):
-            if "add" in action:
-                path = os.path.join(self._path, unquote(action["add"]["path"]))
-                if not _sync_file(path) or os.path.getsize(path) != action["add"]["size"]:
-                    raise TableMovedError(
-                        f"{self._name} version {commit.version} names the data file {path}, which is missing or cut short. "
-                        "Restore the file, or start the stream anew (telematics reset)."
-                    )
+        try:
+            self._sync(commit)
+        except OSError as error:
+            raise VolumeUnavailableError(
+                f"{self._name} version {commit.version} could not be synced to disk: {error}. It is committed; run again."
+            ) from error
+
+    def _sync(self, commit: Commit) -> None:
+        folders = {self._path, os.path.join(self._path, "_delta_log")}
+        for add in self._adds(commit.version):
+            path = os.path.join(self._path, unquote(add["path"]))
+            if _sync_file(path) and os.path.getsize(path) == add["size"]:
                 folders.add(os.path.dirname(path))
+            elif not self._compacted_since(add["path"], commit.version):
+                raise TableMovedError(
+                    f"{self._name} version {commit.version} names the data file {path}, which is missing or cut short. "
+                    "Restore the file, or start the stream anew (telematics reset)."
+                )
         _sync_file(self._log_path(commit.version))
         for folder in folders:
             sync_folder(folder)
+
+    def _adds(self, version: int) -> list[dict[str, Any]]:
+        return [action["add"] for action in self._actions(version) if "add" in action]
+
+    def _compacted_since(self, path: str, version: int) -> bool:
+        """Whether a later version took the file out, as compaction does; VACUUM may have deleted it then."""
+        later = range(version + 1, self.version + 1)
+        return any(action.get("remove", {}).get("path") == path for v in later for action in self._actions(v))
 
     def count(self) -> int:
         """See `Table.count`."""
@@ -268,11 +292,23 @@ class DeltaLakeTable:
         """See `Table.read`."""
         names = self.schema.names
         wanted = names if columns is None else [name for name in columns if name in names]
-        dataset = self._handle.to_pyarrow_dataset()
+        # Arrow's threads must not call back into Python (deltalake's own file system does): a process that ends soon
+        # after a read then aborts, crashes or hangs.
+        files = SubTreeFileSystem(self._path, LocalFileSystem())
+        dataset = self._handle.to_pyarrow_dataset(filesystem=files)
         rows = None if since_batch is None else ds.field(BATCH_ID) >= since_batch
-        if limit is not None:
-            return dataset.head(limit, columns=wanted, filter=rows)
-        return dataset.to_table(columns=wanted, filter=rows)
+        if limit is None:
+            return dataset.to_table(columns=wanted, filter=rows)
+        # Not `dataset.head`: it returns while its threads still read ahead, with the same end.
+        parts: list[pa.Table] = []
+        for fragment in dataset.get_fragments(filter=rows):
+            for group in fragment.split_by_row_group(filter=rows, schema=dataset.schema):
+                part = group.to_table(schema=dataset.schema, columns=wanted, filter=rows).slice(0, limit)
+                parts.append(part)
+                limit -= part.num_rows
+                if not limit:
+                    return pa.concat_tables(parts)
+        return pa.concat_tables(parts) if parts else dataset.schema.empty_table().select(wanted)
 
     def out_of_range(
         self, column: str, minimum: float | None, maximum: float | None, since_batch: int
@@ -295,15 +331,26 @@ class DeltaLakeTable:
         return int(checked), int(count or 0), example
 
     def _scan(self) -> pl.LazyFrame:
-        return pl.scan_delta(self._handle)
+        # Not `pl.scan_delta`: it takes a path's URL for the path, and finds nothing behind a blank or an umlaut.
+        if "deletionVectors" in (self._handle.protocol().reader_features or ()):
+            raise TableUnsupportedError(
+                f"{self._name} has deletion vectors, which this engine can't read. Drop that table feature."
+            )
+        schema = pl.DataFrame(self.schema.empty_table()).schema
+        paths = pa.table(self._handle.get_add_actions()).column("path").to_pylist()
+        if not paths:
+            return pl.LazyFrame(schema=schema)
+        files = [os.path.join(self._path, unquote(path)) for path in paths]
+        return pl.scan_parquet(files, schema=schema, missing_columns="insert", glob=False, hive_partitioning=False)
 
     def _refuse_casts(self, schema: pa.Schema) -> None:
         mine = self.schema
         for field in schema:
             index = mine.get_field_index(field.name)
-            if index >= 0 and not _same_storage(field.type, mine.field(index).type):
+            stored = mine.field(index).type if index >= 0 else storable(field.type)
+            if stored is None or not _same_storage(field.type, stored):
                 raise SchemaError(
-                    f"Column {field.name!r} of {self._name} is {mine.field(index).type}, the rows have {field.type}. "
+                    f"Column {field.name!r} of {self._name} is {stored or 'no type'}, the rows have {field.type}. "
                     "Delta would cast it silently; convert it first or rescue it."
                 )
 
@@ -338,6 +385,8 @@ class DeltaLakeTable:
                 f"The log of {self._name} no longer holds version {version} ({path}), so it can't be proven that nobody "
                 "changed the rows since. Restore the log entry, or start the stream anew (telematics reset)."
             ) from None
+        except OSError as error:
+            raise translate(error, path) from error
         except ValueError as error:
             raise TableError(f"The log entry {path} is not readable: {error}. Restore it from a copy.") from error
 
@@ -362,11 +411,19 @@ def _sync_file(path: str) -> bool:
     return True
 
 
+def _conflict(name: TableName, error: Exception) -> CommitConflictError:
+    return CommitConflictError(
+        f"Another writer committed to {name} first: {_line(error)}. Nothing of this commit is in the table; run again."
+    )
+
+
 def _write_error(name: TableName, error: Exception) -> Exception:
     text = _line(error)
     lowered = text.lower()
     if "permission denied" in lowered or "read-only" in lowered:
         return TableError(f"{name} can't be written: {text}. Check the permissions of the loader's user.")
+    if "validation check" in lowered:
+        return TableUnsupportedError(f"{name} can't be written: {text}. Drop its constraint: bronze keeps every record.")
     if "feature" in lowered or "unsupported" in lowered:
         return TableUnsupportedError(f"{name} can't be written: {text}. Drop the table feature, or use another engine.")
     return VolumeUnavailableError(f"{name} could not be written: {text}. It may go through later.")

@@ -142,9 +142,11 @@ def check_path(path: str) -> str:
 
     Raises:
         DbfsDisabledError: For `dbfs:/`, `/dbfs/` and `/mnt/` paths.
-        VolumeError: For absolute paths, empty ones, and parts `.` or `..`.
+        VolumeError: For absolute paths, empty ones, parts `.` or `..`, and names that are not UTF-8 or hold a NUL.
     """
     refuse_dbfs(path)
+    if "\0" in path or any("\ud800" <= char <= "\udfff" for char in path):
+        raise VolumeError(f"{path!r} is not a path of a Volume: it is not UTF-8, or holds a NUL. Rename the file.")
     if not path or path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
         raise VolumeError(
             f"{path!r} is not a path inside the Volume. Give it relative to the Volume's root, "

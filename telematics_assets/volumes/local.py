@@ -84,10 +84,12 @@ class LocalVolume:
                     raise VolumeError(f"{self._at(folder)} is a file. A stream reads a folder; move the file into one.") from None
             except PermissionError as error:
                 if current == folder:
-                    raise _translate(error, self._at(current)) from None
+                    raise translate(error, self._at(current)) from None
                 problems.append(Problem(_shown(current), "permission denied; let the loader's user read this folder"))
             except OSError as error:
-                raise _translate(error, self._at(current)) from error
+                if current == folder or error.errno not in _PERMANENT:
+                    raise translate(error, _shown(os.path.join(self._root, current))) from error
+                problems.append(Problem(_shown(current), f"it can't be listed ({error.strerror}); rename or move it"))
         try:
             column = pl.Series("path", paths, pl.String)
         except UnicodeEncodeError:
@@ -118,7 +120,7 @@ class LocalVolume:
         except _GONE:
             return []
         except OSError as error:
-            raise _translate(error, self._at(folder)) from error
+            raise translate(error, self._at(folder)) from error
 
     def stat(self, path: str) -> FileEntry | None:
         """See `Volume.stat`."""
@@ -127,7 +129,7 @@ class LocalVolume:
         except _GONE:
             return None
         except OSError as error:
-            raise _translate(error, self._at(path)) from error
+            raise translate(error, self._at(path)) from error
         if not stat_module.S_ISREG(info.st_mode):
             return None
         return FileEntry(path, info.st_size, info.st_mtime_ns, str(info.st_ino))
@@ -138,7 +140,7 @@ class LocalVolume:
         try:
             handle = open(self._at(path), "rb")  # noqa: SIM115 - closed below, after the body's own errors pass through
         except OSError as error:
-            raise _translate(error, self._at(path)) from error
+            raise translate(error, self._at(path), reading=True) from error
         with handle:
             yield handle
 
@@ -148,7 +150,7 @@ class LocalVolume:
             try:
                 return handle.read()
             except OSError as error:
-                raise _translate(error, self._at(path)) from error
+                raise translate(error, self._at(path)) from error
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Volume.create`."""
@@ -169,7 +171,7 @@ class LocalVolume:
         except _GONE:
             return
         except OSError as error:
-            raise _translate(error, self._at(path)) from error
+            raise translate(error, self._at(path)) from error
 
     def _at(self, path: str) -> str:
         return os.path.join(self._root, check_path(path))
@@ -192,12 +194,17 @@ class LocalVolume:
                         os.link(temporary, target)
                     except FileExistsError:
                         return False
+                    except PermissionError as error:
+                        raise VolumeError(
+                            f"{_shown(target)} can't be published: {error.strerror}. The file system may have no hard links "
+                            "(exFAT and some network mounts have none); put TELEMATICS_HOME on another disk."
+                        ) from error
                     sync_folder(folder)
                     return True
 
                 yield handle, publish
         except OSError as error:
-            raise _translate(error, target) from error
+            raise translate(error, target) from error
         finally:
             try:
                 os.unlink(temporary)
@@ -241,9 +248,9 @@ def _shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _translate(error: OSError, path: str) -> VolumeError | VolumeUnavailableError:
+def translate(error: OSError, path: str, *, reading: bool = False) -> VolumeError | VolumeUnavailableError:
     shown = _shown(path)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or (reading and isinstance(error, NotADirectoryError)):
         return FileMissingError(f"{shown} does not exist. List the folder to see what is there.")
     if error.errno in _PERMANENT:
         return VolumeError(f"{shown}: {error.strerror}. Check the path and the permissions of the loader's user.")

@@ -1,0 +1,1 @@
+"""Tests of the engines' own behaviour, beyond what every engine must do."""

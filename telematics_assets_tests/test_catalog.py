@@ -1,0 +1,234 @@
+"""Names, stream declarations and contracts: what is accepted, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from telematics_assets.catalog import (
+    FILE_STREAMS,
+    TELEMATICS,
+    TELEMATICS_TEST,
+    Column,
+    FileStream,
+    FileStreamOptions,
+    Names,
+    TableContract,
+    TableName,
+    find_stream,
+)
+from telematics_assets.errors import DbfsDisabledError, OptionError, PermanentError, UnknownNameError, VolumeError
+
+CONTRACT = TableContract(comment="One row per thing.", columns=(Column("id", "STRING", "Which thing."),))
+
+
+def stream(**changed: Any) -> FileStream:
+    declared: dict[str, Any] = {
+        "name": "things",
+        "format": "json",
+        "folder": "things",
+        "table": "things",
+        "contract": CONTRACT,
+        **changed,
+    }
+    return FileStream(**declared)
+
+
+# -- table names -------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_name_has_three_spellings() -> None:
+    name = TableName("workspace", "01_bronze", "telematics")
+    assert str(name) == "workspace.01_bronze.telematics"
+    assert name.sql == "`workspace`.`01_bronze`.`telematics`"
+    assert name.location == "workspace/01_bronze/telematics"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["workspace.01_bronze.t", "`workspace`.`01_bronze`.`t`", "workspace.`01_bronze`.t"],
+)
+def test_a_full_name_is_parsed_with_or_without_backticks(text: str) -> None:
+    assert TableName.parse(text) == TableName("workspace", "01_bronze", "t")
+
+
+@given(st.tuples(*[st.from_regex(r"[^\x00-\x20/\x7f`.%]{1,12}", fullmatch=True)] * 3))
+def test_parsing_undoes_every_spelling(parts: tuple[str, str, str]) -> None:
+    name = TableName(*parts)
+    assert TableName.parse(str(name)) == TableName.parse(name.sql) == name
+
+
+@pytest.mark.parametrize("text", ["", "t", "bronze.t", "a.b.c.d", "..", "a..c"])
+def test_another_number_of_levels_is_refused(text: str) -> None:
+    with pytest.raises(UnknownNameError):
+        TableName.parse(text)
+
+
+@pytest.mark.parametrize("part", ["", "two words", "a/b", "..", "a.b", "tick`", "tab\t", "nul\0", "line\n"])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_level_that_would_leave_its_folder_or_its_quotes_is_refused(part: str, level: int) -> None:
+    parts = ["a", "b", "c"]
+    parts[level] = part
+    with pytest.raises(UnknownNameError, match="is not a catalog, schema or table name") as refused:
+        TableName(*parts)
+    assert repr(part) in str(refused.value)
+
+
+def test_the_deployments_names_give_locations() -> None:
+    assert Names().bronze("t") == TableName("workspace", "01_bronze", "t")
+    assert Names().volume_location == "/Volumes/workspace/00_landing/telematics"
+    other = Names("main", "land", "raw", "fleet")
+    assert other.bronze("t").sql == "`main`.`raw`.`t`"
+    assert other.volume_location == "/Volumes/main/land/fleet"
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("max_file_per_trigger", "max_files_per_trigger"),
+        ("maxFilesPerTrigger", "max_files_per_trigger"),
+        ("cloudFiles.maxFilesPerTrigger", "max_files_per_trigger"),
+        ("cloudFiles.schemaEvolutionMode", "schema_evolution_mode"),
+        ("rescue_data_column", "rescued_data_column"),
+        ("raw_record", "raw_record_column"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_nearest_known_one(given: str, near: str) -> None:
+    with pytest.raises(OptionError, match="Accepted: schema_evolution_mode") as refused:
+        stream(options={given: 1})
+    assert repr(given) in str(refused.value)
+    assert f"Did you mean {near!r}?" in str(refused.value)
+
+
+def test_an_option_that_resembles_nothing_is_answered_with_all() -> None:
+    with pytest.raises(OptionError) as refused:
+        FileStreamOptions.parse({"xyz": 1})
+    assert "Did you mean" not in str(refused.value)
+    assert "max_files_per_trigger" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "accepted"),
+    [
+        ("schema_evolution_mode", "addNewColumn", "addNewColumns, rescue"),
+        ("schema_evolution_mode", None, "addNewColumns, rescue"),
+        ("max_files_per_trigger", 0, "a whole number from 1"),
+        ("max_files_per_trigger", -1, "a whole number from 1"),
+        ("max_files_per_trigger", 1.5, "a whole number from 1"),
+        ("max_files_per_trigger", "10", "a whole number from 1"),
+        ("max_files_per_trigger", True, "a whole number from 1"),
+        ("rescued_data_column", "rescued", "starts with '_'"),
+        ("rescued_data_column", "", "starts with '_'"),
+        ("rescued_data_column", "_batch_id", "is none of"),
+        ("rescued_data_column", "_Batch_ID", "is none of"),
+        ("raw_record_column", "_corrupt_record", "is none of"),
+        ("raw_record_column", "raw", "starts with '_'"),
+        ("raw_record_column", "_Rescued_Data", "Give them two names"),
+    ],
+)
+def test_an_option_value_that_is_not_accepted_is_shown_with_what_is(option: str, value: object, accepted: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        stream(options={option: value})
+    assert option in str(refused.value)
+    assert accepted in str(refused.value)
+
+
+def test_options_may_be_a_mapping_or_an_object() -> None:
+    options = FileStreamOptions(schema_evolution_mode="rescue", max_files_per_trigger=7, raw_record_column="_raw")
+    declared = {"schema_evolution_mode": "rescue", "max_files_per_trigger": 7, "raw_record_column": "_raw"}
+    assert stream(options=declared) == stream(options=options)
+    assert stream(options=options).options == options
+
+
+def test_a_copy_changes_only_what_it_says() -> None:
+    small = TELEMATICS_TEST.with_options(max_files_per_trigger=2)
+    assert small.options == FileStreamOptions(max_files_per_trigger=2, raw_record_column="_raw_record")
+    assert TELEMATICS_TEST.options.max_files_per_trigger == 1000
+    with pytest.raises(OptionError, match="Did you mean 'max_files_per_trigger'"):
+        TELEMATICS_TEST.with_options(max_files=2)
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "Things", "1things", "_things", "my things", "a/b", "a-b", "ü", "a\n"])
+def test_a_stream_name_is_a_plain_word(name: str) -> None:
+    with pytest.raises(OptionError, match="is not a stream name"):
+        stream(name=name)
+
+
+@pytest.mark.parametrize("format", ["csv", "JSON", "", "delta"])
+def test_an_unknown_format_names_the_known_ones(format: str) -> None:
+    with pytest.raises(OptionError, match="Use one of: parquet, json"):
+        stream(format=format)
+
+
+@pytest.mark.parametrize(
+    ("folder", "error"),
+    [
+        ("", VolumeError),
+        ("/things", VolumeError),
+        ("../things", VolumeError),
+        ("things/", VolumeError),
+        ("_checkpoints", OptionError),
+        ("things/.hidden", OptionError),
+        ("dbfs:/things", DbfsDisabledError),
+        ("/mnt/things", DbfsDisabledError),
+        ("/dbfs/mnt/things", DbfsDisabledError),
+    ],
+)
+def test_a_folder_outside_the_volumes_data_is_refused(folder: str, error: type[PermanentError]) -> None:
+    with pytest.raises(error) as refused:
+        stream(folder=folder)
+    assert repr(folder) in str(refused.value)
+
+
+def test_own_columns_stand_behind_the_data() -> None:
+    end = ("_rescued_data", "_source_file", "_source_file_modified_at", "_batch_id", "_ingested_at")
+    assert TELEMATICS.own_columns == end
+    assert TELEMATICS_TEST.own_columns == ("_corrupt_record", "_raw_record", *end)
+    assert stream(options={"rescued_data_column": "_rest"}).own_columns == ("_corrupt_record", "_rest", *end[1:])
+
+
+@pytest.mark.parametrize("name", ["id", "ID", "_batch_id", "_Source_File", "_rescued_data", "_CORRUPT_RECORD"])
+def test_a_contract_declares_each_column_once_and_none_of_ours(name: str) -> None:
+    columns = (*CONTRACT.columns, Column(name, "STRING", "Again."))
+    with pytest.raises(OptionError, match="twice, or uses a name of our own") as refused:
+        stream(contract=TableContract("One row per thing.", columns))
+    assert repr(name) in str(refused.value)
+
+
+def test_json_columns_are_text() -> None:
+    numbers = TableContract("One row per thing.", (Column("n", "BIGINT", "A number."),))
+    with pytest.raises(OptionError, match="'n'.*BIGINT: JSON columns are STRING"):  # noqa: RUF043
+        stream(contract=numbers)
+    assert stream(format="parquet", contract=numbers).contract is numbers
+
+
+def test_raw_records_need_lines() -> None:
+    with pytest.raises(OptionError, match="raw_record_column needs format='json'"):
+        stream(format="parquet", options={"raw_record_column": "_raw"})
+
+
+def test_a_stream_is_found_by_name_or_the_known_ones_are_listed() -> None:
+    assert find_stream(FILE_STREAMS, "telematics_test") is TELEMATICS_TEST
+    with pytest.raises(UnknownNameError, match="'nope'. Streams: telematics, telematics_test"):  # noqa: RUF043
+        find_stream(FILE_STREAMS, "nope")
+    with pytest.raises(UnknownNameError, match="Streams: none"):
+        find_stream((), "nope")
+
+
+@pytest.mark.parametrize("shipped", FILE_STREAMS, ids=lambda shipped: shipped.name)
+def test_the_shipped_contracts_say_what_everything_is(shipped: FileStream) -> None:
+    assert shipped.contract.comment.endswith(").") or shipped.contract.comment.endswith(".")
+    assert shipped.contract.owners
+    for column in shipped.contract.columns:
+        assert column.comment.endswith(".")
+        assert column.minimum is None or column.maximum is None or column.minimum < column.maximum
+    assert {stream.table for stream in FILE_STREAMS} == {"telematics", "telematics_test"}
