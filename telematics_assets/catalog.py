@@ -1,7 +1,7 @@
 """WHAT exists: the names, the file streams and the table contracts.
 
-Belongs here: three-level names, stream declarations with Auto Loader's option names, and table contracts (columns, types,
-units, comments), from which Delta comments, Dagster metadata, checks and docs are all fed.
+Belongs here: three-level names, stream declarations with Auto Loader's option names, and table contracts (columns,
+types, units, comments), from which Delta comments, Dagster metadata, checks and docs are all fed.
 Does not belong here: how anything is read or written, where a deployment keeps it (`settings.py`), Dagster.
 """
 
@@ -119,7 +119,8 @@ class Column:
 
     Attributes:
         name: Column name; units are part of the name (`speed_kmh`).
-        type: Delta type in SQL spelling: STRING, BIGINT, INT, SMALLINT, TINYINT, DOUBLE, FLOAT, BOOLEAN, TIMESTAMP (UTC,
+        type: Delta type in SQL spelling: STRING, BIGINT, INT, SMALLINT, TINYINT, DOUBLE, FLOAT, BOOLEAN, TIMESTAMP
+        (UTC,
             microseconds), DATE, BINARY or DECIMAL(p,s).
         comment: What it means, with its unit.
         required: Files without this column are refused at staging.
@@ -173,7 +174,8 @@ class FileStreamOptions:
         accepted = get_args(SchemaEvolutionMode)
         if self.schema_evolution_mode not in accepted:
             raise OptionError(
-                f"schema_evolution_mode={self.schema_evolution_mode!r} is not accepted. Use one of: {', '.join(accepted)}."
+                f"schema_evolution_mode={self.schema_evolution_mode!r} is not accepted. Use one of: "
+                f"{', '.join(accepted)}."
             )
         if type(self.max_files_per_trigger) is not int or self.max_files_per_trigger < 1:
             raise OptionError(
@@ -186,7 +188,8 @@ class FileStreamOptions:
                 continue
             if not isinstance(name, str) or not _OWN_COLUMN.fullmatch(name) or name.lower() in reserved:
                 raise OptionError(
-                    f"{option}={name!r} is not accepted. Use a column name that starts with '_', of letters, digits and '_', "
+                    f"{option}={name!r} is not accepted. Use a column name that starts with '_', of letters, "
+                    "digits and '_', "
                     "and is none of: "
                     f"{', '.join(sorted(reserved))}."
                 )
@@ -245,7 +248,7 @@ class FileStream:
         if isinstance(self.options, Mapping):
             object.__setattr__(self, "options", FileStreamOptions.parse(self.options))
         if self.fresh_within_hours is not None and not self.fresh_within_hours > 0:
-            raise OptionError(f"fresh_within_hours={self.fresh_within_hours!r} is not accepted. Use a number above 0, or None.")
+            raise OptionError(f"fresh_within_hours={self.fresh_within_hours!r} is not accepted. Use a number above 0.")
         if self.format != "json" and self.options.raw_record_column is not None:
             raise OptionError("raw_record_column needs format='json': other formats have no lines.")
         taken = {name.lower() for name in self.own_columns}
@@ -303,7 +306,7 @@ _POINT_COLUMNS = (
     Column("longitude", "DOUBLE", "WGS 84 longitude, degrees.", required=True, minimum=-180, maximum=180),
     Column("speed_kmh", "DOUBLE", "Speed over ground, km/h.", required=True, minimum=0, maximum=300),
     Column("heading_deg", "DOUBLE", "Course over ground, degrees clockwise from north.", minimum=0, maximum=360),
-    Column("acceleration_ms2", "DOUBLE", "Longitudinal acceleration, m/s²; braking is negative.", minimum=-20, maximum=20),
+    Column("acceleration_ms2", "DOUBLE", "Acceleration ahead, m/s²; braking is negative.", minimum=-20, maximum=20),
     Column("odometer_km", "DOUBLE", "Distance driven in the vehicle's life, km.", minimum=0),
     Column("engine_rpm", "INT", "Engine speed, revolutions per minute.", minimum=0, maximum=12000),
     Column("fuel_level_pct", "DOUBLE", "Fuel in the tank, percent.", minimum=0, maximum=100),

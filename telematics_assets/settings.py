@@ -92,7 +92,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         except ValueError:
             value = float("nan")
         if not minimum <= value < 1e9:
-            raise SettingsError(f"{name}={text(name)!r} is not accepted. Give a number of seconds, at least {minimum:g}.")
+            raise SettingsError(f"{name}={text(name)!r} is not accepted. Give a number of seconds from {minimum:g}.")
         return value
 
     home = text("TELEMATICS_HOME")

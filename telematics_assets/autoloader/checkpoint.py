@@ -9,8 +9,10 @@ Does not belong here: the order of steps (`loader.py`), listing and reading data
     commits/<n>             which attempt counts, and the table version that holds it
     ledger/<a>-<b>          the files decided by batches a to b, in columns (Parquet)
 
-Every file is published by write-if-absent and never changed. Ledger segments merge results in tiers of `FANOUT`, so that a
-batch costs what it adds; what a segment covers is deleted behind it, except the newest batch. Batch numbers are 20 digits.
+Every file is published by write-if-absent and never changed. Ledger segments merge results in tiers of `FANOUT`, so
+that a
+batch costs what it adds; what a segment covers is deleted behind it, except the newest batch. Batch numbers are 20
+digits.
 """
 
 from __future__ import annotations
@@ -449,7 +451,8 @@ class Checkpoint:
 def choices(stream: str) -> str:
     """The ways out of a checkpoint and a table that contradict each other, as the end of an error message."""
     return (
-        f"choose: `telematics reset {stream} --rebuild` makes a new ledger from the table's rows (nothing is loaded twice); "
+        f"choose: `telematics reset {stream} --rebuild` makes a new ledger from the table's rows (nothing is "
+        "loaded twice); "
         f"`telematics reset {stream} --drop-table` starts anew from the files that are there."
     )
 

@@ -4,9 +4,10 @@ Belongs here: the order of the steps of a batch, recovery after a crash, and eve
 Does not belong here: checkpoint formats (`checkpoint.py`), listing (`discovery.py`), how rows are read and written (the
 engine's `BatchWriter`), Dagster.
 
-One batch: (1) open the table ONCE and verify that table and checkpoint tell the same story; (2) publish the plan, or take up
-the pending one; (3) read the plan's files; (4) publish the result, then ONE table commit with rows, columns and position;
-(5) publish the commit. Killed anywhere, the next run finds out from the table's own log how far it came.
+One batch: (1) open the table ONCE and verify that table and checkpoint tell the same story; (2) publish the plan, or
+take up
+the pending one; (3) read the plan's files; (4) publish the result, then ONE table commit with rows, columns and
+position; (5) publish the commit. Killed anywhere, the next run finds out from the table's own log how far it came.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ STEPS = (
 class BatchWriter(Protocol):
     """How an engine reads a plan's files and writes their rows. The order of steps is the loader's."""
 
-    def create_table(self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]) -> Table:
+    def create_table(
+        self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]
+    ) -> Table:
         """Create the stream's table with the columns of its contract and of the first plan's files."""
         ...
 
@@ -171,7 +174,7 @@ class StreamLoader:
         """Drain what is available, batch by batch. See `Engine.ingest`."""
         request = request or IngestRequest()
         if request.max_files is not None and request.max_files < 1:
-            raise OptionError(f"max_files={request.max_files} is not accepted. Use a whole number from 1, or none for all.")
+            raise OptionError(f"max_files={request.max_files} is not accepted. Use a whole number from 1, or none.")
         tell = progress or _ignore
         denied: list[FileResult] = []
         started = time.monotonic()
@@ -198,7 +201,8 @@ class StreamLoader:
                 if ready.is_empty():
                     if discovered.waiting and not waited:
                         waited = True
-                        tell(Progress("list", f"{len(discovered.waiting)} young files: waiting {self._settle:g} s for them"))
+                        young = len(discovered.waiting)
+                        tell(Progress("list", f"{young} young files: waiting {self._settle:g} s for them"))
                         self._sleep(self._settle)
                         continue
                     break
@@ -227,7 +231,8 @@ class StreamLoader:
             denied += [file for file in result.files if file.state == "DENIED"]
         if denied:
             raise VolumeError(
-                f"{len(denied)} files of stream {self._stream.name!r} could not be opened; all others are loaded. The first is "
+                f"{len(denied)} files of stream {self._stream.name!r} could not be opened; all others are "
+                "loaded. The first is "
                 f"{denied[0].path}: {denied[0].reason} Then load again."
             )
         return self._report(batches, discovered, yielded, time.monotonic() - started)
@@ -263,7 +268,8 @@ class StreamLoader:
             result = self._checkpoint.result(end.batch_id, end.attempt)
         except FileMissingError as error:
             raise CheckpointCorruptError(
-                f"{self._name} version {end.table_version} was committed by attempt {end.attempt} of batch {end.batch_id}, but "
+                f"{self._name} version {end.table_version} was committed by attempt {end.attempt} of batch "
+                f"{end.batch_id}, but "
                 f"its result is lost: {error} Restore the folder from a copy, or {choices(self._stream.name)}"
             ) from None
         (commit,) = [c for c in session.table.commits(end.table_version - 1) if c.version == end.table_version]
@@ -295,7 +301,8 @@ class StreamLoader:
                 if now == metadata and (now is None or self._checkpoint.last_commit(now) == last):
                     raise
         raise CommitConflictError(
-            f"Other loaders of stream {self._stream.name!r} commit faster than this one can look. Nothing was changed; run again."
+            f"Other loaders of stream {self._stream.name!r} commit faster than this one can look. Nothing was "
+            "changed; run again."
         )
 
     def _session(self, metadata: Metadata | None, last: BatchCommit | None) -> _Session | None:
@@ -308,18 +315,24 @@ class StreamLoader:
             self._step("metadata_published")
         if table is None:
             raise TableMovedError(
-                f"{self._name} is gone ({self._lakehouse.uri}), but stream {self._stream.name!r} has loaded files into it. "
-                f"Restore the table, or run `telematics reset {self._stream.name}` to load everything that is there anew."
+                f"{self._name} is gone ({self._lakehouse.uri}), but stream {self._stream.name!r} has loaded "
+                "files into it. "
+                f"Restore the table, or run `telematics reset {self._stream.name}` to load everything that is "
+                "there anew."
             )
         if table.id != metadata.table_id or table.properties.get(STREAM_ID_PROPERTY) != metadata.stream_id:
             raise TableMovedError(
-                f"{self._name} is another table than the one that stream {self._stream.name!r} filled: it was dropped and "
+                f"{self._name} is another table than the one that stream {self._stream.name!r} filled: it was "
+                "dropped and "
                 f"created again, or belongs to another checkpoint. Restore it, or {choices(self._stream.name)}"
             )
         if _RETENTION in table.properties:
             raise TableUnsupportedError(
-                f"{self._name} has the property {_RETENTION}: with it, Delta forgets how far a stream has come, and files "
-                f"would be loaded twice. Unset it: ALTER TABLE {self._name.sql} UNSET TBLPROPERTIES ('{_RETENTION}')"
+                f"{self._name} has the property {_RETENTION}: with it, Delta forgets how far a stream has come, "
+                "and files "
+                f"would be loaded twice. Unset it, on an engine with SQL: ALTER TABLE {self._name.sql} UNSET "
+                "TBLPROPERTIES "
+                f"('{_RETENTION}'); or {choices(self._stream.name)}"
             )
         plan = self._checkpoint.plan(_Session(metadata, table, last, None).next_batch)
         return self._verified(_Session(metadata, table, last, plan))
@@ -330,7 +343,8 @@ class StreamLoader:
         recorded = metadata.table_version if last is None else last.table_version
         if table.version < recorded:
             raise TableMovedError(
-                f"{self._name} is at version {table.version}, but stream {name!r} committed version {recorded}: the table was "
+                f"{self._name} is at version {table.version}, but stream {name!r} committed version {recorded}: "
+                "the table was "
                 f"replaced by an older copy. Restore the newer one, or {choices(name)}"
             )
         since = table.commits(recorded)
@@ -356,11 +370,13 @@ class StreamLoader:
                     return _Session(metadata, table, last, session.plan, end)
         if position < committed:
             raise TableMovedError(
-                f"{self._name} holds batches up to {position}, but stream {name!r} committed batch {committed}: the table was "
+                f"{self._name} holds batches up to {position}, but stream {name!r} committed batch {committed}: "
+                "the table was "
                 f"replaced by an older copy. Restore the newer one, or {choices(name)}"
             )
         raise CheckpointRolledBackError(
-            f"{self._name} holds batches up to {position}, but the checkpoint of stream {name!r} knows them up to {committed}: "
+            f"{self._name} holds batches up to {position}, but the checkpoint of stream {name!r} knows them up "
+            f"to {committed}: "
             f"it was restored from an older copy, or parts of it are lost. Restore the newer one, or {choices(name)}"
         )
 
@@ -371,7 +387,8 @@ class StreamLoader:
             owner = table.properties.get(STREAM_NAME_PROPERTY)
             by = f"belongs to stream {owner!r}" if owner else "was not made by this project"
             raise TableNotOursError(
-                f"{self._name} exists already and {by}. Give stream {name!r} another table, or rename the one that is there."
+                f"{self._name} exists already and {by}. Give stream {name!r} another table, or rename the one "
+                "that is there."
             )
         if table.position(stream_id) is not None:
             raise CheckpointRolledBackError(
@@ -393,17 +410,23 @@ class StreamLoader:
         """Make checkpoint and table agree again. See `Engine.reset`."""
         table = self._lakehouse.open(self._name)
         if rebuild and drop_table:
-            raise OptionError("rebuild and drop_table exclude each other. Keep the table's rows (rebuild) or not (drop_table).")
+            raise OptionError(
+                "rebuild and drop_table exclude each other. Keep the table's rows (rebuild), or drop them."
+            )
         if table is not None and not (rebuild or drop_table):
             raise OptionError(
-                f"{self._name} is there with {table.count()} rows: without its checkpoint its files would be loaded twice. "
-                "Say rebuild to keep the rows and make a new ledger from them, or drop_table to start anew."
+                f"{self._name} is there with {table.count()} rows: without its checkpoint its files would be "
+                "loaded twice. Say rebuild to keep the rows and make a ledger from them, or drop_table to start anew."
             )
         if rebuild:
             if table is None:
-                raise OptionError(f"{self._name} does not exist, so no ledger can be made from it. Reset without rebuild.")
+                raise OptionError(f"{self._name} does not exist: no ledger can be made from it. Reset without rebuild.")
             return self._rebuild(table)
         if table is not None:
+            if table.properties.get(STREAM_NAME_PROPERTY) != self._stream.name:
+                raise TableNotOursError(
+                    f"{self._name} was not filled by stream {self._stream.name!r}: drop it yourself if you mean it."
+                )
             self._lakehouse.drop(self._name)
         self._checkpoint.forget()
         return f"stream {self._stream.name!r} starts anew: the next load takes every file that is there"
@@ -411,12 +434,14 @@ class StreamLoader:
     def _rebuild(self, table: Table) -> str:
         if table.properties.get(STREAM_NAME_PROPERTY) != self._stream.name:
             raise TableNotOursError(
-                f"{self._name} was not filled by stream {self._stream.name!r}, so its rows tell nothing about that stream's files."
+                f"{self._name} was not filled by stream {self._stream.name!r}, so its rows tell nothing about "
+                "that stream's files."
             )
         lost = [name for name in (SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, BATCH_ID) if name not in table.schema.names]
         if lost:
             raise TableMovedError(
-                f"{self._name} no longer has {', '.join(lost)}, so its rows don't tell which files they came from. Restore an "
+                f"{self._name} no longer has {', '.join(lost)}, so its rows don't tell which files they came "
+                "from. Restore an "
                 f"older version of the table, or run `telematics reset {self._stream.name} --drop-table` to start anew."
             )
         sources = pl.DataFrame(table.sources())
@@ -447,7 +472,7 @@ class StreamLoader:
 
     def look(self) -> PendingFiles:
         """What a load would find now. See `Engine.look`."""
-        metadata, ledger, plan = self._known()
+        _, ledger, plan = self._known()
         found = self._discovery.run(ledger, opens=LOOK_OPENS)
         pending = found.ready
         if plan is not None:
@@ -476,7 +501,11 @@ class StreamLoader:
             reason=pl.when(pl.col("now_ns").is_null())
             .then("reason")
             .otherwise(
-                pl.format("changed after batch {} took it: {} bytes now; its new content is not loaded", "batch_id", "now_size")
+                pl.format(
+                    "changed after batch {} took it: {} bytes now; its new content is not loaded",
+                    "batch_id",
+                    "now_size",
+                )
             ),
             size=pl.coalesce("now_size", "size"),
             modified_ns=pl.coalesce("now_ns", "modified_ns"),
@@ -490,7 +519,8 @@ class StreamLoader:
             planned = f"planned in batch {plan.batch_id}, which is not committed yet" if plan else None
             records[file.path] = FileRecord(file.path, "DISCOVERED", planned, file.size, file.modified_ns, None, None)
         for problem in found.problems:
-            records[problem.path] = FileRecord(problem.path, "SKIPPED_CORRUPTED", problem.reason, None, None, None, None)
+            path = problem.path
+            records[path] = FileRecord(path, "SKIPPED_CORRUPTED", problem.reason, None, None, None, None)
         return [records[path] for path in sorted(records) if state is None or records[path].state == state]
 
     def balance(self, since_batch: int) -> list[BatchBalance]:

@@ -1,7 +1,7 @@
 """The engine protocol and its reports.
 
-Belongs here: what every engine can do, and the plain frozen data that it answers with. Reports can cross a process and a
-network: they hold numbers, texts and tuples only, never an open file or a session.
+Belongs here: what every engine can do, and the plain frozen data that it answers with. Reports can cross a process
+and a network: they hold numbers, texts and tuples only, never an open file or a session.
 Does not belong here: any engine, Dagster.
 """
 

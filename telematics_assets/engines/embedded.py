@@ -3,9 +3,10 @@
 Belongs here: how a plan's files become one Delta commit in this process, and the answers about tables.
 Does not belong here: the protocol of a batch (`autoloader/loader.py`), formats (`autoloader/`), other engines, Dagster.
 
-A batch streams: files are read one after another in chunks, and the writer pulls them, so that memory holds a few chunks
-however large the batch is. A file that turns out unreadable, changed or wider than the table after some of its rows were
-passed on ends the attempt before anything is committed; the next attempt knows better.
+A batch streams: files are read one after another in chunks, and the writer pulls them, so that memory holds a few
+chunks
+however large the batch is. A file that turns out unreadable, changed or wider than the table after some of its rows
+were passed on ends the attempt before anything is committed; the next attempt knows better.
 """
 
 from __future__ import annotations
@@ -203,7 +204,8 @@ class EmbeddedEngine:
                 self._loader(stream).check()
                 pending = self.look(stream)
             except TelematicsError as error:
-                findings.append(Finding("error", subject, str(error), "Do what the message says, then run doctor again."))
+                fix = "Do what the message says, then run doctor again."
+                findings.append(Finding("error", subject, str(error), fix))
                 continue
             text = f"{pending.known} files known, {pending.files} to load, {pending.waiting} still being written"
             findings.append(Finding("ok", subject, text))
@@ -237,7 +239,7 @@ class EmbeddedEngine:
             return loader
 
 
-class _Restart(Exception):
+class _RestartError(Exception):
     """Something was learnt after rows were passed on: the attempt must begin again."""
 
 
@@ -302,7 +304,7 @@ class _Writer:
             rows = _Rows(self._volume, stream, table.schema, schema, plan, attempt, known, publish, on_step, progress)
             try:
                 return table.append(schema, _gathered(rows, schema), stream_id, plan.batch_id, info)
-            except _Restart:
+            except _RestartError:
                 continue
 
 
@@ -351,7 +353,7 @@ class _Rows:
             self._on_step("file_read")
             self._progress(Progress("read", file.path, number, total, rows))
         if self._wider:
-            raise _Restart
+            raise _RestartError
         added = [self._schema.field(i) for i in range(len(self._table), len(self._schema))]
         self._progress(Progress("commit", f"committing {rows} rows of batch {self._plan.batch_id}", total, total, rows))
         self._publish(
@@ -390,7 +392,8 @@ class _Rows:
             except UnreadableFileError as error:
                 verdict = self._verdict(file) or FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
             except FileMissingError:
-                verdict = self._verdict(file) or FileResult(file.path, "SKIPPED_MISSING", "it vanished while it was read")
+                gone = FileResult(file.path, "SKIPPED_MISSING", "it vanished while it was read")
+                verdict = self._verdict(file) or gone
             except VolumeError as error:
                 verdict = self._verdict(file) or FileResult(file.path, "DENIED", str(error))
             else:
@@ -398,7 +401,7 @@ class _Rows:
         if verdict is not None:
             if passed_on:
                 self._known.verdicts[file.path] = verdict
-                raise _Restart
+                raise _RestartError
             return verdict
         if not self._wider:
             for ready in held:
@@ -420,7 +423,9 @@ class _Rows:
         path = f"{self._volume.location}/{file.path}"
         rescued = self._stream.options.rescued_data_column
         if self._stream.format == "parquet":
-            return read_parquet(source, self._target, rescued_column=rescued, file_path=path, on_schema=self._learn_columns)
+            return read_parquet(
+                source, self._target, rescued_column=rescued, file_path=path, on_schema=self._learn_columns
+            )
         raw = self._stream.options.raw_record_column
         return read_json(
             source,

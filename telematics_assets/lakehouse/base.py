@@ -103,7 +103,8 @@ class Table(Protocol):
         """Append rows, added columns and the application's new position in ONE commit.
 
         Args:
-            schema: Schema of the batches: the table's columns and, behind them, columns to add. Types are not converted.
+            schema: Schema of the batches: the table's columns and, behind them, columns to add. Types are not
+            converted.
             batches: The rows; pulled one by one. An exception raised by them passes through, and nothing is committed.
             app_id: The application.
             version: Its new position.
@@ -119,8 +120,12 @@ class Table(Protocol):
         ...
 
     def sources(self) -> pa.Table:
-        """The files that the table's rows came from, newest batch of each: path as in `_source_file` (STRING),
-        modification time (TIMESTAMP), rows (BIGINT), and the batch (BIGINT)."""
+        """The files that the table's rows came from.
+
+        Returns:
+            `_source_file` (STRING), `_source_file_modified_at` (TIMESTAMP), `rows` (BIGINT) and the newest `_batch_id`
+            (BIGINT) of each.
+        """
         ...
 
     def make_durable(self, commit: Commit) -> None:

@@ -1,10 +1,13 @@
 """Delta tables in local folders, by delta-rs.
 
-Belongs here: opening, creating, appending, reading the log, durability, and the guards around what delta-rs does silently.
+Belongs here: opening, creating, appending, reading the log, durability, and the guards around what delta-rs does
+silently.
 Does not belong here: what the rows mean, checkpoints, Dagster.
 
-Guards: delta-rs casts on append (2.5 becomes 2 in an integer column), so a schema that differs from the table's is refused
-here; it does not fsync, so commits are made durable here; conflicts are only seen through the handle that read the position.
+Guards: delta-rs casts on append (2.5 becomes 2 in an integer column), so a schema that differs from the table's is
+refused
+here; it does not fsync, so commits are made durable here; conflicts are only seen through the handle that read the
+position.
 """
 
 from __future__ import annotations
@@ -92,9 +95,7 @@ class DeltaLakehouse:
         sync_folder(os.path.dirname(path))
         shutil.rmtree(hidden, ignore_errors=True)
 
-    def create(
-        self, name: TableName, schema: pa.Schema, comment: str, properties: Mapping[str, str]
-    ) -> DeltaLakeTable:
+    def create(self, name: TableName, schema: pa.Schema, comment: str, properties: Mapping[str, str]) -> DeltaLakeTable:
         """See `Lakehouse.create`."""
         path = self._path(name)
         try:
@@ -251,7 +252,8 @@ class DeltaLakeTable:
             self._sync(commit)
         except OSError as error:
             raise VolumeUnavailableError(
-                f"{self._name} version {commit.version} could not be synced to disk: {error}. It is committed; run again."
+                f"{self._name} version {commit.version} could not be synced to disk: {error}. It is committed; "
+                "run again."
             ) from error
 
     def _sync(self, commit: Commit) -> None:
@@ -382,7 +384,8 @@ class DeltaLakeTable:
                 return [json.loads(line) for line in handle if line.strip()]
         except FileNotFoundError:
             raise TableMovedError(
-                f"The log of {self._name} no longer holds version {version} ({path}), so it can't be proven that nobody "
+                f"The log of {self._name} no longer holds version {version} ({path}), so it can't be proven "
+                "that nobody "
                 "changed the rows since. Restore the log entry, or start the stream anew (telematics reset)."
             ) from None
         except OSError as error:
@@ -423,7 +426,7 @@ def _write_error(name: TableName, error: Exception) -> Exception:
     if "permission denied" in lowered or "read-only" in lowered:
         return TableError(f"{name} can't be written: {text}. Check the permissions of the loader's user.")
     if "validation check" in lowered:
-        return TableUnsupportedError(f"{name} can't be written: {text}. Drop its constraint: bronze keeps every record.")
+        return TableUnsupportedError(f"{name} can't be written: {text}. Drop its constraint: bronze keeps all records.")
     if "feature" in lowered or "unsupported" in lowered:
         return TableUnsupportedError(f"{name} can't be written: {text}. Drop the table feature, or use another engine.")
     return VolumeUnavailableError(f"{name} could not be written: {text}. It may go through later.")

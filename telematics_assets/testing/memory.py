@@ -1,6 +1,7 @@
 """Tables and an engine in memory.
 
-Belongs here: the lakehouse protocol over Python objects, with Delta's promises (snapshots, conflicts, one commit), and builders.
+Belongs here: the lakehouse protocol over Python objects, with Delta's promises (snapshots, conflicts, one commit),
+and builders.
 Does not belong here: any rule of loading; `MemoryEngine` runs the embedded engine's own code.
 """
 

@@ -42,10 +42,10 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something below a folder that can't be listed as a file, and why.
+    r"""Something below a folder that can't be listed as a file, and why.
 
     Attributes:
-        path: The path, with bytes that are not UTF-8 shown as `\\xNN`.
+        path: The path, with bytes that are not UTF-8 shown as `\xNN`.
         reason: Why it can't be data.
     """
 

@@ -1,9 +1,11 @@
 """A Volume that is a local folder.
 
-Belongs here: walking, reading and publishing files on a local disk, and what makes a publication atomic and durable there.
+Belongs here: walking, reading and publishing files on a local disk, and what makes a publication atomic and durable
+there.
 Does not belong here: what the files mean.
 
-Publication is temporary file, fsync, `link()`, fsync of the folder: `rename()` would replace a file silently, `link()` never
+Publication is temporary file, fsync, `link()`, fsync of the folder: `rename()` would replace a file silently,
+`link()` never
 does. Listing is `os.scandir`, because one odd name (a tab, bytes that are not UTF-8) must not stop the rest.
 """
 
@@ -15,7 +17,7 @@ import shutil
 import stat as stat_module
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,7 +75,8 @@ class LocalVolume:
                             continue
                         if not stat_module.S_ISREG(info.st_mode):
                             kind = "a symbolic link" if stat_module.S_ISLNK(info.st_mode) else "a special file"
-                            problems.append(Problem(_shown(path), f"{kind} is not read as data; land a copy of the file"))
+                            reason = f"{kind} is not read as data; land a copy of the file"
+                            problems.append(Problem(_shown(path), reason))
                             continue
                         paths.append(path)
                         sizes.append(info.st_size)
@@ -81,7 +84,9 @@ class LocalVolume:
                         inodes.append(info.st_ino)
             except _GONE as error:
                 if current == folder and isinstance(error, NotADirectoryError):
-                    raise VolumeError(f"{self._at(folder)} is a file. A stream reads a folder; move the file into one.") from None
+                    raise VolumeError(
+                        f"{self._at(folder)} is a file. A stream reads a folder; move the file into one."
+                    ) from None
             except PermissionError as error:
                 if current == folder:
                     raise translate(error, self._at(current)) from None
@@ -196,7 +201,8 @@ class LocalVolume:
                         return False
                     except PermissionError as error:
                         raise VolumeError(
-                            f"{_shown(target)} can't be published: {error.strerror}. The file system may have no hard links "
+                            f"{_shown(target)} can't be published: {error.strerror}. The file system may have "
+                            "no hard links "
                             "(exFAT and some network mounts have none); put TELEMATICS_HOME on another disk."
                         ) from error
                     sync_folder(folder)
@@ -206,11 +212,9 @@ class LocalVolume:
         except OSError as error:
             raise translate(error, target) from error
         finally:
-            try:
+            # Left behind it is hidden, and hidden names are not data.
+            with suppress(OSError):
                 os.unlink(temporary)
-            except OSError:
-                # Left behind it is hidden, and hidden names are not data.
-                pass
 
 
 def sync_folder(folder: str) -> None:
@@ -249,6 +253,7 @@ def _shown(path: str) -> str:
 
 
 def translate(error: OSError, path: str, *, reading: bool = False) -> VolumeError | VolumeUnavailableError:
+    """The package's own error for what the operating system said of a path."""
     shown = _shown(path)
     if isinstance(error, FileNotFoundError) or (reading and isinstance(error, NotADirectoryError)):
         return FileMissingError(f"{shown} does not exist. List the folder to see what is there.")

@@ -1,4 +1,4 @@
-"""The embedded engine: what it does when a file can't be opened, and how its work survives other people's maintenance."""
+"""The embedded engine: what it does when a file can't be opened, and how its work survives maintenance."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Guarded(MemoryVolume):
 
 
 @pytest.fixture
-def volume() -> Iterator[Guarded]:
-    yield Guarded()
+def volume() -> Guarded:
+    return Guarded()
 
 
 def test_a_file_that_must_not_be_opened_is_named_and_holds_up_no_other(volume: Guarded) -> None:
@@ -66,7 +66,8 @@ def test_a_batch_is_finished_even_if_its_files_were_compacted_away_since(tmp_pat
 
     def die_in_two_files() -> None:
         location = str(tmp_path / "tables/workspace/01_bronze/kill_json")
-        deltalake.write_deltalake(location, deltalake.DeltaTable(location).to_pyarrow_table().slice(0, 0), mode="append")
+        rows = deltalake.DeltaTable(location).to_pyarrow_table()
+        deltalake.write_deltalake(location, rows.slice(0, 0), mode="append")
         deltalake.DeltaTable(location).optimize.compact()
         deltalake.DeltaTable(location).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
         kill()

@@ -1,6 +1,7 @@
 """A reconciliation written apart from the loader: what the landed files hold against what the table holds.
 
-It reads the files with plain `json` and `pyarrow`, and the table with plain `deltalake`; it shares no code with the loader.
+It reads the files with plain `json` and `pyarrow`, and the table with plain `deltalake`; it shares no code with the
+loader.
 """
 
 from __future__ import annotations

@@ -47,9 +47,10 @@ def main() -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     report = engine_of(Path(home), on_step).ingest(stream_of(format))
-    print(report.rows, flush=True)
+    sys.stdout.write(f"{report.rows}\n")
 
 
 if __name__ == "__main__":

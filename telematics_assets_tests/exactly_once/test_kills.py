@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,7 +106,9 @@ def test_a_load_that_dies_at_any_step_is_finished_by_the_next(
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("step", STEPS)
-def test_a_load_that_dies_at_the_same_step_twice_is_finished_by_the_next(tmp_path: Path, format: str, step: str) -> None:
+def test_a_load_that_dies_at_the_same_step_twice_is_finished_by_the_next(
+    tmp_path: Path, format: str, step: str
+) -> None:
     land(tmp_path, format, 0)
     for _ in range(2):
         try:
@@ -147,17 +150,16 @@ def test_another_loader_that_dies_at_any_step_leaves_work_that_this_one_finishes
             return
 
     slow = engine_of(tmp_path, stop_at("listed", 1, lambda: elsewhere(half_a_load)))
-    try:
+    with suppress(TransientError):
         slow.ingest(stream)
-    except TransientError:
-        pass
     engine_of(tmp_path).ingest(stream)
     assert_exactly_once(tmp_path, "json")
 
 
 def start(home: Path, format: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a loader as a process."""
-    command = [sys.executable, "-m", "telematics_assets_tests.exactly_once.loader_process", str(home), format, *arguments]
+    module = "telematics_assets_tests.exactly_once.loader_process"
+    command = [sys.executable, "-m", module, str(home), format, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

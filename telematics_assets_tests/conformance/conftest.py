@@ -1,0 +1,37 @@
+"""The platforms as fixtures. A case asks for the least that it needs.
+
+Belongs here: `platform`, `checkpoint_platform`, `delta_platform`. Does not belong here: what they are (`platforms.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from telematics_assets_tests.conformance.platforms import (
+    CHECKPOINT_PLATFORMS,
+    DELTA_PLATFORMS,
+    PLATFORMS,
+    CheckpointPlatform,
+    DeltaPlatform,
+    Platform,
+)
+
+
+@pytest.fixture(params=PLATFORMS)
+def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Platform:
+    """Every engine."""
+    return PLATFORMS[request.param](tmp_path)
+
+
+@pytest.fixture(params=CHECKPOINT_PLATFORMS)
+def checkpoint_platform(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointPlatform:
+    """Engines that share our checkpoint."""
+    return CHECKPOINT_PLATFORMS[request.param](tmp_path)
+
+
+@pytest.fixture(params=DELTA_PLATFORMS)
+def delta_platform(request: pytest.FixtureRequest, tmp_path: Path) -> DeltaPlatform:
+    """Engines that share our checkpoint and keep Delta tables in a local folder."""
+    return DELTA_PLATFORMS[request.param](tmp_path)
