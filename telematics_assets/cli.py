@@ -1,0 +1,526 @@
+"""The command line: `telematics …`.
+
+Belongs here: arguments, what is printed, exit codes. Each command asks one function of another room and shows what it
+answers.
+Does not belong here: work of its own; Dagster and the data libraries before a command needs them (`--help` is quick).
+
+With `--json` stdout holds exactly one JSON document; everything meant for eyes goes to stderr. Exit codes: 0 done (also
+when there was nothing to do), 1 failed for good, 2 wrong usage or settings, 75 transient: the same command may go
+through later.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from telematics_assets.catalog import FILE_STREAMS, TableName, find_stream
+from telematics_assets.engines.base import FILE_STATES, FileState, Finding, IngestRequest, Progress, ProgressListener
+from telematics_assets.errors import (
+    DbfsDisabledError,
+    OptionError,
+    RunLimitError,
+    SettingsError,
+    TableNotFoundError,
+    TelematicsError,
+    TransientError,
+    UnknownNameError,
+)
+from telematics_assets.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from telematics_assets.engines.base import Engine
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_TRANSIENT = 75
+
+_USAGE_ERRORS = (SettingsError, OptionError, UnknownNameError, DbfsDisabledError, TableNotFoundError)
+_LEVELS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+_JSON_ASKED = "telematics.json"
+
+
+def exit_code(error: TelematicsError) -> int:
+    """What the process says about an error: 2 usage or settings, 75 transient, 1 failed for good."""
+    if isinstance(error, _USAGE_ERRORS):
+        return EXIT_USAGE
+    return EXIT_TRANSIENT if isinstance(error, TransientError) else EXIT_FAILED
+
+
+class _Group(TyperGroup):
+    """Turns an error of ours into one line and an exit code; any other is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TelematicsError as error:
+            _fail(error, ctx.meta.get(_JSON_ASKED, False))
+            raise typer.Exit(exit_code(error)) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Vehicle files that land in a Volume become exactly-once bronze Delta tables.\n\n"
+    "Start with [bold]telematics demo[/]. Settings are environment variables (TELEMATICS_HOME, TELEMATICS_ENGINE, …); "
+    "[bold]telematics doctor[/] checks them.\n\n"
+    "Exit codes: 0 done, 1 failed for good, 2 wrong usage or settings, 75 transient, try again.",
+)
+
+
+def _remember_json(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[_JSON_ASKED] = value
+    return value
+
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON document on stdout, nothing else.", callback=_remember_json, is_eager=True
+    ),
+]
+StreamName = Annotated[str, typer.Argument(metavar="STREAM", help="Name of the stream, such as telematics_test.")]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics demo                  three waves; again adds three more\n\n"
+    "  telematics demo --json           the summary for a script"
+)
+def demo(
+    timeout: Annotated[float, typer.Option(help="Give up after this many seconds, and say what it was doing.")] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Land three waves of a simulated fleet, let the sensors find them, and run the real Dagster jobs."""
+    from telematics_assets.demo.story import tell
+
+    try:
+        summary = tell(load_settings(), timeout_s=timeout, console=_console(stderr=as_json))
+    except RunLimitError as error:
+        _fail(error, as_json)
+        # What took too long may hang in a library: leaving in the usual way would wait for it.
+        sys.stdout.flush()
+        os._exit(exit_code(error))
+    if as_json:
+        _print_json(asdict(summary))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics simulate                                    a small clean wave\n\n"
+    "  telematics simulate --drift --dirty                    with new columns and broken records\n\n"
+    "  telematics simulate --vehicles 200 --files 40 --rows 2000000 --seed 7"
+)
+def simulate(
+    vehicles: Annotated[int, typer.Option(help="Vehicles of the fleet.")] = 20,
+    files: Annotated[int, typer.Option(help="Sound files for each stream.")] = 4,
+    rows: Annotated[int, typer.Option(help="Points for each stream, over all its files.")] = 4000,
+    drift: Annotated[bool, typer.Option("--drift", help="Schemas that differ from the contract.")] = False,
+    dirty: Annotated[bool, typer.Option("--dirty", help="Damaged records, and files that can't be read.")] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed lands the same bytes; the next unused one if not given.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Land files of a simulated fleet in the landing Volume."""
+    from telematics_assets.demo.fleet import FleetPlan, next_seed
+    from telematics_assets.demo.fleet import simulate as land
+    from telematics_assets.engines.embedded import open_volume
+
+    volume = open_volume(load_settings())
+    plan = FleetPlan(
+        vehicles=vehicles,
+        files=files,
+        rows=rows,
+        drift=drift,
+        dirty=dirty,
+        seed=next_seed(volume) if seed is None else seed,
+    )
+    with _counting("landing") as count:
+        report = land(plan, volume, progress=count)
+    if as_json:
+        listed = {stream.stream: [asdict(file) for file in stream.files] for stream in report.streams}
+        _print_json({"seed": report.seed, "rows": report.rows, "files": listed})
+        return
+    table = _table(
+        f"Landed in {volume.location} (seed {report.seed})", "stream", "files", "rows", "bytes", "broken files"
+    )
+    for stream in report.streams:
+        broken = sum(file.fault is not None for file in stream.files)
+        _row(table, stream.stream, len(stream.files), stream.rows, stream.bytes, broken)
+    _console().print(table, "Next: telematics load")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics stage ./samples --stream telematics         a folder, with everything below it\n\n"
+    "  telematics stage a.json b.json.gz -s telematics_test   some files"
+)
+def stage(
+    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders on this machine.")],
+    stream: Annotated[str, typer.Option("--stream", "-s", help="Stream that the files are for.")],
+    as_json: Json = False,
+) -> None:
+    """Check sample files against a stream's contract and upload those that match into its landing folder.
+
+    What doesn't match is refused by name with the reason; nothing is overwritten. Exit code 1 if any was refused.
+    """
+    from telematics_assets.engines.embedded import open_volume
+    from telematics_assets.staging import stage as stage_files
+
+    target = find_stream(FILE_STREAMS, stream)
+    volume = open_volume(load_settings())
+    with _counting("staging") as count:
+        report = stage_files(source, target, volume, progress=count)
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        console = _console()
+        for file in report.staged:
+            console.print(f"[green]{'there already' if file.already_there else 'staged'}[/] {escape(file.path)}")
+        console.print(f"{len(report.staged)} staged, {len(report.refused)} refused. Next: telematics load {stream}")
+    for refusal in report.refused:
+        _console(stderr=True).print(f"[red]refused[/] {escape(refusal.source)}: {escape(refusal.reason)}")
+    if report.refused:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics load                          all streams, until nothing is left\n\n"
+    "  telematics load telematics --max-files 100"
+)
+def load(
+    stream: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STREAM", help="Streams to load; all if none is given.", show_default=False),
+    ] = None,
+    max_files: Annotated[
+        int | None, typer.Option(min=1, help="Stop each stream after about this many files.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Load what has landed into the bronze tables, each file exactly once.
+
+    One stream's failure doesn't keep the others from loading.
+    """
+    streams = [find_stream(FILE_STREAMS, name) for name in dict.fromkeys(stream or ())] or list(FILE_STREAMS)
+    engine = _engine(load_settings())
+    reports, errors = [], []
+    for each in streams:
+        try:
+            with _progress_of(each.name) as listener:
+                reports.append(engine.ingest(each, IngestRequest(max_files=max_files), listener))
+        except TelematicsError as error:
+            _complain(error, each.name)
+            errors.append(error)
+    for report in reports:
+        if report.yielded:
+            _note(f"{report.stream}: another loader was faster and holds the rest; nothing was doubled.")
+        if report.files_waiting:
+            _note(f"{report.stream}: {report.files_waiting} files may still be written; a later load takes them.")
+    listed = [
+        {
+            "stream": report.stream,
+            "table": report.table,
+            "batches": len(report.batches),
+            "files_ingested": report.files_ingested,
+            "files_skipped": report.files_skipped,
+            "rows": report.rows,
+            "rows_rescued": report.rows_rescued,
+            "rows_corrupt": report.rows_corrupt,
+            "table_version": report.table_version,
+        }
+        for report in reports
+    ]
+    _show(listed, as_json, "Loaded")
+    if errors:
+        raise typer.Exit(max(map(exit_code, errors)) if all(e.transient for e in errors) else EXIT_FAILED)
+
+
+@app.command(
+    epilog="Examples:\n\n  telematics files telematics\n\n  telematics files telematics_test --state SKIPPED_CORRUPTED"
+)
+def files(
+    stream: StreamName,
+    state: Annotated[
+        str | None, typer.Option(help=f"Only files in this state: {', '.join(FILE_STATES)}.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List a stream's files with their states, and why a file was skipped or waits."""
+    target = find_stream(FILE_STREAMS, stream)
+    wanted = _file_state(state)
+    listed = [
+        {
+            "path": record.path,
+            "state": record.state,
+            "reason": record.reason,
+            "size": record.size,
+            "modified_at": _iso(record.modified_ns),
+            "batch_id": record.batch_id,
+        }
+        for record in _engine(load_settings()).files(target, wanted)
+    ]
+    _show(listed, as_json, f"Files of {stream}")
+
+
+@app.command(epilog="Example:\n\n  telematics tables --json")
+def tables(as_json: Json = False) -> None:
+    """List the bronze tables with rows, files, bytes and version, from their logs."""
+    listed = [
+        {"table": t.table, "rows": t.rows, "files": t.files, "bytes": t.bytes, "version": t.version}
+        for t in _engine(load_settings()).tables()
+    ]
+    _show(listed, as_json, "Tables")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics show telematics --limit 5\n\n"
+    "  telematics show workspace.01_bronze.telematics_test --json"
+)
+def show(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Table name, of one level or of three.")],
+    limit: Annotated[int, typer.Option(min=1, help="At most this many rows, newest batches first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show rows of a table."""
+    settings = load_settings()
+    name = TableName.parse(table) if "." in table else settings.names.bronze(table)
+    rows = _engine(settings).read(name, limit=limit)
+    if as_json:
+        _print_json([{key: _plain(value) for key, value in row.items()} for row in rows.to_pylist()])
+        return
+    import polars as pl
+
+    console = _console()
+    with pl.Config(
+        tbl_rows=limit,
+        tbl_cols=max(4, console.width // 16),
+        tbl_width_chars=console.width,
+        tbl_hide_dataframe_shape=True,
+    ):
+        console.print(f"{name}: {rows.num_rows} rows, {rows.num_columns} columns", highlight=False)
+        console.out(str(pl.from_arrow(rows)), highlight=False)
+
+
+@app.command(epilog="Example:\n\n  telematics doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Look at settings, engine, Volume, checkpoints and tables; say what is wrong and how to mend it.
+
+    Exit code 1 if there is an error among the findings.
+    """
+    settings = load_settings()
+    findings = [*_settings_findings(settings), *_engine(settings).doctor(FILE_STREAMS)]
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        console = _console()
+        for finding in findings:
+            console.print(f"{_LEVELS[finding.level]} [bold]{escape(finding.subject)}[/]: {escape(finding.message)}")
+            if finding.fix:
+                console.print(f"    {escape(finding.fix)}", highlight=False)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(hidden=True)
+def home() -> None:
+    """Prepare Dagster's folder and print its path."""
+    from telematics_assets.assets.files import pool_name
+    from telematics_assets.dagster_home import prepare_dagster_home
+
+    settings = load_settings()
+    folder = settings.dagster_home or settings.default_dagster_home
+    typer.echo(str(prepare_dagster_home(folder, [pool_name(stream) for stream in FILE_STREAMS])))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def export_line(settings: Settings) -> str:
+    """The shell line that lets bare `dagster dev` and `dg` find the history."""
+    return f"export DAGSTER_HOME={shlex.quote(str(settings.default_dagster_home))}"
+
+
+def _engine(settings: Settings) -> Engine:
+    from telematics_assets.engines.embedded import open_engine
+
+    return open_engine(settings)
+
+
+def _settings_findings(settings: Settings) -> Iterator[Finding]:
+    if settings.dagster_home is None:
+        yield Finding(
+            "warning",
+            "DAGSTER_HOME",
+            "It is not set: a bare `dagster dev` or `dg` starts without the history.",
+            export_line(settings),
+        )
+    elif not settings.dagster_home.is_absolute():
+        fix = f"export DAGSTER_HOME={shlex.quote(str(settings.dagster_home.absolute()))}"
+        yield Finding(
+            "error", "DAGSTER_HOME", f"{str(settings.dagster_home)!r} is not absolute; Dagster refuses it.", fix
+        )
+    else:
+        yield Finding("ok", "DAGSTER_HOME", str(settings.dagster_home))
+    for name, near in settings.unknown.items():
+        yield Finding(
+            "warning",
+            name,
+            "There is no such setting; it has no effect.",
+            f"Did you mean {near}?" if near else f"unset {name}",
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        yield Finding(
+            "warning",
+            "matplotlib",
+            "It is not installed: runs bring no pictures.",
+            'pip install "telematics_assets[plots]"',
+        )
+
+
+def _file_state(text: str | None) -> FileState | None:
+    if text is None:
+        return None
+    for state in FILE_STATES:
+        if state == text.upper():
+            return state
+    raise UnknownNameError(f"There is no file state {text!r}. States: {', '.join(FILE_STATES)}.")
+
+
+def _iso(nanoseconds: int | None) -> str | None:
+    if nanoseconds is None:
+        return None
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    # Whole microseconds by integers: a float would round the last digits.
+    moment = datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=rest // 1000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it without losing any of it."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    # Without a terminal there is no width to keep to: one row stays one line, for grep and for logs.
+    return Console(file=stream, width=None if stream.isatty() else 10_000)
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _fail(error: TelematicsError, as_json: bool) -> None:
+    _complain(error)
+    if as_json:
+        _print_json({"error": str(error), "transient": error.transient})
+
+
+def _complain(error: TelematicsError, subject: str | None = None) -> None:
+    prefix = f"{subject}: " if subject else ""
+    message = " ".join(str(error).split())
+    _console(stderr=True).print(f"[red]Error:[/] {escape(prefix + message)}", highlight=False, soft_wrap=True)
+
+
+def _note(text: str) -> None:
+    _console(stderr=True).print(f"[yellow]Note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *values: Any) -> None:
+    table.add_row(*(f"{v:,}" if isinstance(v, int) else escape("" if v is None else str(v)) for v in values))
+
+
+def _show(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str) -> None:
+    """The same list for a script, or for eyes."""
+    if as_json:
+        _print_json(rows)
+    elif not rows:
+        _console().print(f"{title}: none.")
+    else:
+        table = _table(title, *rows[0])
+        for row in rows:
+            _row(table, *row.values())
+        _console().print(table)
+
+
+@contextmanager
+def _counting(label: str) -> Iterator[Any]:
+    """A counter on a terminal's stderr; nothing elsewhere."""
+    from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (SpinnerColumn(), TextColumn(f"{label} {{task.description}}", markup=False), MofNCompleteColumn())
+    with Bar(*columns, console=_console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda path: bar.update(task, advance=1, description=path)
+
+
+@contextmanager
+def _progress_of(stream: str) -> Iterator[ProgressListener]:
+    """A bar over the files of each batch on a terminal's stderr; nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, console=_console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task: TaskID = bar.add_task(stream, total=None)
+
+        def listen(progress: Progress) -> None:
+            bar.update(
+                task,
+                description=f"{stream}: {progress.message}",
+                completed=progress.done,
+                total=progress.total or None,
+            )
+
+        yield listen

@@ -1,0 +1,1 @@
+"""A fleet that needs nobody else: simulated vehicles, and the run that `telematics demo` shows."""

@@ -1,0 +1,305 @@
+"""Sample files into the landing Volume, checked first.
+
+Belongs here: what a file must be to be staged for a stream, and putting it there without replacing anything.
+Does not belong here: reading files into tables (`autoloader/`), the stores (`volumes/`), Dagster.
+
+What is staged loads without loss or rescue: a file that the loader would take only in part is refused by name, and
+nothing of it is uploaded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat as stat_module
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
+
+import pyarrow as pa
+
+from telematics_assets.autoloader.json_lines import read_json
+from telematics_assets.autoloader.parquet import parquet_schema
+from telematics_assets.catalog import CORRUPT_RECORD
+from telematics_assets.errors import (
+    FileChangedError,
+    StagingError,
+    UnknownNameError,
+    UnreadableFileError,
+    VolumeError,
+)
+from telematics_assets.lakehouse.types import arrow_type, fits, holdable
+
+if TYPE_CHECKING:
+    from telematics_assets.catalog import FileStream
+    from telematics_assets.volumes.base import Volume
+
+_COMPARED_BYTES = 1 << 20
+_SHOWN = 120
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A file that is in the Volume now.
+
+    Attributes:
+        source: Where it came from.
+        path: Path relative to the Volume.
+        size: Bytes.
+        already_there: Whether the same content was there before; nothing was uploaded then.
+    """
+
+    source: str
+    path: str
+    size: int
+    already_there: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFile:
+    """A file of which nothing was uploaded.
+
+    Attributes:
+        source: Where it is.
+        reason: Why, in one line.
+    """
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What `stage` did.
+
+    Attributes:
+        stream: Name of the stream.
+        staged: Files that are in the Volume now.
+        refused: Files that are not.
+    """
+
+    stream: str
+    staged: tuple[StagedFile, ...]
+    refused: tuple[RefusedFile, ...]
+
+
+def stage(
+    sources: Sequence[Path], stream: FileStream, volume: Volume, *, progress: Callable[[str], None] | None = None
+) -> StageReport:
+    """Upload files that match a stream's contract into its folder of the Volume.
+
+    A file keeps its name, and below a source folder its path; hidden names below a folder are passed over. Doing the
+    same again changes nothing.
+
+    Args:
+        sources: Files and folders.
+        stream: What the files are for.
+        volume: Where they go.
+        progress: Called with each file's name before it is looked at.
+
+    Raises:
+        UnknownNameError: If a source does not exist. Nothing was uploaded.
+        TransientError: If the Volume did not answer. What was staged before stays; doing it again goes on from there.
+    """
+    for source in sources:
+        if not source.exists():
+            raise UnknownNameError(f"There is no file or folder {_shown(source)!r}. Give a path on this machine.")
+    staged: list[StagedFile] = []
+    refused: list[RefusedFile] = []
+    for path, relative in _found(sources):
+        name = _shown(path)
+        if progress:
+            progress(name)
+        try:
+            staged.append(_staged(path, f"{stream.folder}/{_shown(relative)}", relative, stream, volume))
+        except (StagingError, UnreadableFileError, VolumeError, FileChangedError) as error:
+            refused.append(RefusedFile(name, " ".join(str(error).split())))
+        except OSError as error:
+            refused.append(RefusedFile(name, f"it can't be read: {error.strerror or error}"))
+    return StageReport(stream.name, tuple(staged), tuple(refused))
+
+
+def _found(sources: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+    """Every file, with its path relative to the source that holds it."""
+    for source in sources:
+        if not source.is_dir():
+            yield source, Path(source.name)
+            continue
+        for folder, folders, names in os.walk(source):
+            folders[:] = sorted(name for name in folders if name[0] not in "_.")
+            for name in sorted(names):
+                if name[0] not in "_.":
+                    path = Path(folder, name)
+                    yield path, path.relative_to(source)
+
+
+def _staged(path: Path, target: str, relative: Path, stream: FileStream, volume: Volume) -> StagedFile:
+    if relative.name[0] in "_.":
+        raise StagingError("names that start with '_' or '.' are not data; rename it")
+    if _shown(relative) != str(relative):
+        raise StagingError("its name is not UTF-8; rename it")
+    # Before it is opened: a pipe would wait for its writer for ever.
+    if not stat_module.S_ISREG(path.stat().st_mode):
+        raise StagingError("it is no regular file")
+    with path.open("rb") as file:
+        source = _Steady(file)
+        problem = (
+            _parquet_problem(source, stream) if stream.format == "parquet" else _json_problem(source, stream, path)
+        )
+        if problem:
+            raise StagingError(problem)
+        size = os.fstat(file.fileno()).st_size
+        source.seek(0)
+        new = volume.stat(target) is None and volume.upload(target, cast(BinaryIO, source))
+        if not new:
+            source.seek(0)
+            if not _same_content(cast(BinaryIO, source), target, volume):
+                raise StagingError(
+                    f"{target} exists with other content; rename the file, or delete the one in the Volume"
+                )
+    return StagedFile(_shown(path), target, size, not new)
+
+
+class _Steady(io.RawIOBase):
+    """A file that must not change between its check and the end of its upload."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._before = self._signature()
+
+    def close(self) -> None:
+        """Leave the file open: whoever opened it closes it, and readers around this one close what they read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        # After every piece, so that also the last one is known to be old before the store publishes it.
+        if self._signature() != self._before:
+            raise FileChangedError("it changed while it was being staged; stage it again when its writer is done")
+        return len(data)
+
+    def _signature(self) -> tuple[int, int]:
+        info = os.fstat(self._file.fileno())
+        return info.st_size, info.st_mtime_ns
+
+
+def _parquet_problem(source: _Steady, stream: FileStream) -> str | None:
+    """Why a Parquet file does not match, by its footer, or None."""
+    schema = parquet_schema(cast(BinaryIO, source))
+    names = set(schema.names)
+    problem = _columns_problem(stream, {c.name for c in stream.contract.columns if c.name in names}, schema.names)
+    if problem:
+        return problem
+    for column in stream.contract.columns:
+        if column.name in names:
+            given = schema.field(column.name).type
+            if not fits(given, arrow_type(column.type)):
+                return f"column {column.name!r} is {given} in the file, and the contract says {column.type}"
+    return None
+
+
+def _json_problem(source: _Steady, stream: FileStream, path: Path) -> str | None:
+    """Why a JSON file does not match, by all its lines, or None."""
+    contract = [column.name for column in stream.contract.columns]
+    rescued = stream.options.rescued_data_column
+    target = pa.schema([(name, pa.string()) for name in (*contract, CORRUPT_RECORD, rescued)])
+    rows = 0
+    valued: set[str] = set()
+    keys: dict[str, None] = {}
+
+    def remember(unknown: Sequence[str]) -> None:
+        keys.update(dict.fromkeys(unknown))
+
+    chunks = read_json(
+        cast(BinaryIO, source),
+        target,
+        rescued_column=rescued,
+        raw_column=None,
+        file_path=path.name,
+        on_unknown=remember,
+    )
+    for chunk in chunks:
+        if chunk.corrupt_rows:
+            corrupt = chunk.table[CORRUPT_RECORD]
+            return _bad_line(source, rows + corrupt.is_valid().index(True).as_py())
+        rows += chunk.table.num_rows
+        valued.update(name for name in contract if chunk.table[name].null_count < chunk.table.num_rows)
+    if not rows:
+        return "it has no records"
+    return _columns_problem(stream, valued, list(keys))
+
+
+def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str]) -> str | None:
+    """What is wrong with a file's columns, or None.
+
+    Args:
+        stream: What the file is for.
+        present: Columns of the contract that the file has.
+        names: Columns that the file has; those of the contract may be left out.
+    """
+    contract = {column.name for column in stream.contract.columns}
+    lowered = {name.lower(): name for name in contract}
+    own = {name.lower() for name in stream.own_columns}
+    for name in names:
+        if name in contract:
+            continue
+        if name.lower() in lowered:
+            return f"column {name!r} differs from the contract's {lowered[name.lower()]!r} by case only; rename it"
+        if name.lower() in own:
+            return f"column {name!r} is a name of the loader's own; rename it"
+        if stream.options.schema_evolution_mode == "rescue":
+            return (
+                f"column {name!r} is not in the contract, and the stream adds no columns (schema_evolution_mode=rescue)"
+            )
+        if not holdable(name):
+            return f"column {name!r} has a name that a Delta table can't hold; rename it"
+    missing = [c.name for c in stream.contract.columns if c.required and c.name not in present]
+    if missing:
+        return f"required columns are missing: {', '.join(missing)}"
+    if not present and contract:
+        return "it has none of the contract's columns"
+    return None
+
+
+def _bad_line(source: _Steady, row: int) -> str:
+    """Name the line of a row; blank lines are no rows."""
+    source.seek(0)
+    buffered = io.BufferedReader(source)
+    packed = buffered.peek(2)[:2] == b"\x1f\x8b"
+    lines: Iterable[bytes] = cast("Iterable[bytes]", gzip.GzipFile(fileobj=buffered)) if packed else buffered
+    for number, line in enumerate(lines, 1):
+        if line.strip(b" \t\r\n"):
+            if row == 0:
+                text = line.rstrip(b"\r\n").decode(errors="backslashreplace")
+                return f"line {number} is no JSON object: {text[:_SHOWN]}{'…' if len(text) > _SHOWN else ''}"
+            row -= 1
+    return "it has a corrupt record"
+
+
+def _same_content(source: BinaryIO, target: str, volume: Volume) -> bool:
+    with volume.open(target) as there:
+        while True:
+            ours, theirs = source.read(_COMPARED_BYTES), there.read(_COMPARED_BYTES)
+            if ours != theirs:
+                return False
+            if not ours:
+                return True
+
+
+def _shown(path: Path) -> str:
+    """A path as text; bytes that are not UTF-8 are shown by their numbers."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

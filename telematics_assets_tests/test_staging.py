@@ -1,0 +1,295 @@
+"""Staging: what matches the contract lands whole; what doesn't is named, and nothing of it is there."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from telematics_assets.catalog import TELEMATICS, TELEMATICS_TEST, Column, FileStream, TableContract
+from telematics_assets.demo.fleet import FleetPlan, json_bytes, parquet_bytes, points
+from telematics_assets.errors import UnknownNameError, VolumeError, VolumeUnavailableError
+from telematics_assets.staging import RefusedFile, StageReport, stage
+from telematics_assets.volumes.base import iterate
+from telematics_assets.volumes.local import LocalVolume
+from telematics_assets.volumes.memory import MemoryVolume
+
+POINTS = points(FleetPlan(vehicles=2, files=1, rows=20))
+PARQUET = parquet_bytes(POINTS)
+JSON = json_bytes(POINTS)
+RECORD: dict[str, Any] = json.loads(JSON.splitlines()[0])
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def volume() -> MemoryVolume:
+    return MemoryVolume()
+
+
+def landed(volume: MemoryVolume) -> dict[str, bytes]:
+    return {e.path: volume.read(e.path) for folder in ("parquet", "json") for e in iterate(volume.scan(folder))}
+
+
+def refusal(report: StageReport) -> str:
+    """The reason of the one file that was refused."""
+    assert report.staged == ()
+    (refused,) = report.refused
+    return refused.reason
+
+
+def stage_one(data: bytes, stream: FileStream, samples: Path, volume: MemoryVolume) -> StageReport:
+    path = samples / "sample"
+    path.write_bytes(data)
+    return stage([path], stream, volume)
+
+
+def json_of(*records: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def test_a_folder_lands_below_the_streams_folder_with_its_own_paths_and_hidden_names_stay_out(
+    samples: Path, volume: MemoryVolume
+) -> None:
+    for name in ("a.parquet", "day 1/b.parquet", "_tmp/c.parquet", ".git/d", "day 1/.e.parquet", "_f.parquet"):
+        (samples / name).parent.mkdir(exist_ok=True)
+        (samples / name).write_bytes(PARQUET)
+    report = stage([samples], TELEMATICS, volume)
+    assert [(file.path, file.size, file.already_there) for file in report.staged] == [
+        ("parquet/a.parquet", len(PARQUET), False),
+        ("parquet/day 1/b.parquet", len(PARQUET), False),
+    ]
+    assert report.refused == ()
+    assert landed(volume) == {"parquet/a.parquet": PARQUET, "parquet/day 1/b.parquet": PARQUET}
+
+
+def test_json_lands_plain_or_compressed_whatever_its_name_says(samples: Path, volume: MemoryVolume) -> None:
+    packed = gzip.compress(JSON)
+    (samples / "plain.txt").write_bytes(JSON)
+    (samples / "packed.json").write_bytes(packed)
+    report = stage([samples / "plain.txt", samples / "packed.json"], TELEMATICS_TEST, volume)
+    assert report.refused == ()
+    assert landed(volume) == {"json/plain.txt": JSON, "json/packed.json": packed}
+
+
+def test_staging_again_changes_nothing_and_says_so(samples: Path, volume: MemoryVolume) -> None:
+    (samples / "a.parquet").write_bytes(PARQUET)
+    stage([samples], TELEMATICS, volume)
+    before = volume.stat("parquet/a.parquet")
+    again = stage([samples], TELEMATICS, volume)
+    assert [file.already_there for file in again.staged] == [True]
+    assert volume.stat("parquet/a.parquet") == before
+
+
+def test_nothing_is_overwritten_silently(samples: Path, volume: MemoryVolume) -> None:
+    volume.put("parquet/sample", b"somebody else's")
+    assert "parquet/sample exists with other content" in refusal(stage_one(PARQUET, TELEMATICS, samples, volume))
+    assert landed(volume) == {"parquet/sample": b"somebody else's"}
+
+
+def test_of_two_sources_with_one_name_the_second_is_refused(samples: Path, volume: MemoryVolume) -> None:
+    for folder, rows in (("x", 10), ("y", 20)):
+        (samples / folder).mkdir()
+        (samples / folder / "a.parquet").write_bytes(parquet_bytes(POINTS.head(rows)))
+    report = stage([samples / "x", samples / "y"], TELEMATICS, volume)
+    assert [file.source for file in report.staged] == [str(samples / "x" / "a.parquet")]
+    assert [file.source for file in report.refused] == [str(samples / "y" / "a.parquet")]
+
+
+def test_one_bad_file_does_not_keep_the_good_ones_out(samples: Path, volume: MemoryVolume) -> None:
+    (samples / "a.parquet").write_bytes(b"PAR1 no")
+    (samples / "b.parquet").write_bytes(PARQUET)
+    report = stage([samples], TELEMATICS, volume)
+    assert [file.path for file in report.staged] == ["parquet/b.parquet"]
+    assert [file.source for file in report.refused] == [str(samples / "a.parquet")]
+    assert landed(volume) == {"parquet/b.parquet": PARQUET}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", PARQUET[:-20], PARQUET[: len(PARQUET) // 2], b"<html></html>", JSON], ids=range(5)
+)
+def test_what_is_no_parquet_file_is_refused(data: bytes, samples: Path, volume: MemoryVolume) -> None:
+    assert "arquet" in refusal(stage_one(data, TELEMATICS, samples, volume))
+    assert landed(volume) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.drop("vehicle_id", "latitude"), "required columns are missing: vehicle_id, latitude"),
+        (lambda t: t.with_columns(pl.col("speed_kmh").cast(pl.String)), "column 'speed_kmh' is string in the file"),
+        (lambda t: t.with_columns(pl.col("engine_rpm") + 0.5), "column 'engine_rpm' is double in the file"),
+        (
+            lambda t: t.rename({"fuel_level_pct": "Fuel_Level_Pct"}),
+            "differs from the contract's 'fuel_level_pct' by case",
+        ),
+        (lambda t: t.with_columns(pl.lit("x").alias("_Source_File")), "is a name of the loader's own"),
+        (lambda t: t.with_columns(pl.lit("x").alias("a b")), "a name that a Delta table can't hold"),
+    ],
+)
+def test_parquet_that_does_not_fit_the_contract_is_refused_by_column(
+    change: Callable[[pl.DataFrame], pl.DataFrame], reason: str, samples: Path, volume: MemoryVolume
+) -> None:
+    assert reason in refusal(stage_one(parquet_bytes(change(POINTS)), TELEMATICS, samples, volume))
+    assert landed(volume) == {}
+
+
+def test_narrower_types_missing_optional_columns_and_new_columns_are_welcome(
+    samples: Path, volume: MemoryVolume
+) -> None:
+    table = POINTS.drop("ignition_on").with_columns(
+        pl.col("engine_rpm").cast(pl.Int16), pl.lit(12.5).alias("battery_voltage_v")
+    )
+    assert stage_one(parquet_bytes(table), TELEMATICS, samples, volume).refused == ()
+    assert stage_one(JSON.replace(b"engine_rpm", b"new_key"), TELEMATICS_TEST, samples, volume).refused == ()
+
+
+def test_a_stream_that_rescues_takes_no_new_columns(samples: Path, volume: MemoryVolume) -> None:
+    for stream, data in (
+        (TELEMATICS, parquet_bytes(POINTS.with_columns(pl.lit(1).alias("extra")))),
+        (TELEMATICS_TEST, json_of(RECORD, {**RECORD, "extra": 1})),
+    ):
+        strict = stream.with_options(schema_evolution_mode="rescue")
+        assert "column 'extra' is not in the contract" in refusal(stage_one(data, strict, samples, volume))
+        assert stage_one(data, stream, samples, MemoryVolume()).refused == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it has no records"),
+        (b"\n\r\n  \n", "it has no records"),
+        (JSON + b'{"vehicle_id":"V1","chass', "line 21 is no JSON object"),
+        (b"\n\n" + JSON.splitlines(keepends=True)[0] + b"\n[1]\n" + JSON, "line 5 is no JSON object: [1]"),
+        (JSON.replace(b"V00001-", b"V\xff-", 1), "line 2 is no JSON object"),
+        (gzip.compress(JSON + b"{} {}\n"), "line 21 is no JSON object: {} {}"),
+        (gzip.compress(JSON)[:-10], "gzip"),
+        (json_of({k: v for k, v in RECORD.items() if k != "trip_id"}), "required columns are missing: trip_id"),
+        (json_of({**RECORD, "trip_id": None}), "required columns are missing: trip_id"),
+        (json_of({**RECORD, "Speed_KMH": 1}), "column 'Speed_KMH' differs from the contract's 'speed_kmh' by case"),
+        (PARQUET, "line 1 is no JSON object"),
+    ],
+    ids=range(11),
+)
+def test_json_that_does_not_fit_the_contract_is_refused_by_its_first_bad_line(
+    data: bytes, reason: str, samples: Path, volume: MemoryVolume
+) -> None:
+    assert reason in refusal(stage_one(data, TELEMATICS_TEST, samples, volume))
+    assert landed(volume) == {}
+
+
+def test_the_first_bad_line_is_named_however_far_behind_it_is(samples: Path, volume: MemoryVolume) -> None:
+    lines = JSON.splitlines(keepends=True)[0] * 40_000
+    assert "line 40001 is no JSON object: oops" in refusal(
+        stage_one(lines + b"oops\n" + lines, TELEMATICS_TEST, samples, volume)
+    )
+
+
+def test_a_contract_without_required_columns_still_keeps_other_data_out(samples: Path, volume: MemoryVolume) -> None:
+    trips = FileStream(
+        "trips", "json", "json", "trips", TableContract("Trips.", (Column("trip_id", "STRING", "Trip."),))
+    )
+    assert refusal(stage_one(b'{"other": 1}\n', trips, samples, volume)) == "it has none of the contract's columns"
+    anything = FileStream("trips", "json", "json", "trips", TableContract("Anything."))
+    assert stage_one(b'{"other": 1}\n', anything, samples, volume).refused == ()
+
+
+def test_names_that_are_no_data_and_things_that_are_no_files_are_refused_with_the_reason(
+    samples: Path, volume: MemoryVolume
+) -> None:
+    (samples / "_hidden.parquet").write_bytes(PARQUET)
+    os.mkfifo(samples / "pipe")
+    reasons = {
+        Path(refused.source).name: refused.reason
+        for refused in stage([samples / "_hidden.parquet", samples / "pipe"], TELEMATICS, volume).refused
+    }
+    assert reasons == {
+        "_hidden.parquet": "names that start with '_' or '.' are not data; rename it",
+        "pipe": "it is no regular file",
+    }
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_can_be_shown(samples: Path, volume: MemoryVolume) -> None:
+    with open(os.fsencode(samples) + b"/bad\xff.parquet", "wb") as file:
+        file.write(PARQUET)
+    (refused,) = stage([samples], TELEMATICS, volume).refused
+    assert refused == RefusedFile(f"{samples}/bad\\xff.parquet", "its name is not UTF-8; rename it")
+
+
+def test_a_broken_link_in_a_folder_is_refused_and_the_rest_goes_on(samples: Path, volume: MemoryVolume) -> None:
+    (samples / "a.parquet").symlink_to(samples / "nowhere")
+    (samples / "b.parquet").write_bytes(PARQUET)
+    report = stage([samples], TELEMATICS, volume)
+    assert [file.path for file in report.staged] == ["parquet/b.parquet"]
+    assert [refused.reason for refused in report.refused] == ["it can't be read: No such file or directory"]
+
+
+def test_a_source_that_does_not_exist_stops_before_anything_is_uploaded(samples: Path, volume: MemoryVolume) -> None:
+    (samples / "a.parquet").write_bytes(PARQUET)
+    with pytest.raises(UnknownNameError, match=r"no file or folder '.*nowhere'"):
+        stage([samples, samples / "nowhere"], TELEMATICS, volume)
+    assert landed(volume) == {}
+
+
+class _GrowingWhileUploaded(MemoryVolume):
+    """Somebody appends to the source while the store reads it."""
+
+    def __init__(self, source: Path) -> None:
+        super().__init__()
+        self.source = source
+
+    def upload(self, path: str, source: BinaryIO, *, modified_ns: int | None = None) -> bool:
+        with self.source.open("ab") as file:
+            file.write(b"more")
+        return super().upload(path, source, modified_ns=modified_ns)
+
+
+def test_a_file_that_changes_between_its_check_and_its_upload_is_refused_and_never_seen(samples: Path) -> None:
+    volume = _GrowingWhileUploaded(samples / "sample")
+    assert "it changed while it was being staged" in refusal(stage_one(PARQUET, TELEMATICS, samples, volume))
+    assert landed(volume) == {}
+
+
+class _Failing(MemoryVolume):
+    """A store that answers everything but uploads."""
+
+    def __init__(self, error: VolumeError | VolumeUnavailableError) -> None:
+        super().__init__()
+        self.error = error
+
+    def upload(self, path: str, source: BinaryIO, *, modified_ns: int | None = None) -> bool:
+        raise self.error
+
+
+def test_a_store_that_refuses_one_name_is_a_reason_and_one_that_does_not_answer_ends_it(samples: Path) -> None:
+    assert refusal(stage_one(PARQUET, TELEMATICS, samples, _Failing(VolumeError("name too long")))) == "name too long"
+    with pytest.raises(VolumeUnavailableError):
+        stage_one(PARQUET, TELEMATICS, samples, _Failing(VolumeUnavailableError("disk full")))
+
+
+def test_on_a_local_disk_a_staged_file_appears_whole_under_its_name_and_leaves_nothing_else(
+    samples: Path, tmp_path: Path
+) -> None:
+    volume = LocalVolume(tmp_path / "volume", "/Volumes/workspace/00_landing/telematics")
+    (samples / "a.parquet").write_bytes(PARQUET)
+    seen: list[str] = []
+    report = stage([samples], TELEMATICS, volume, progress=seen.append)
+    assert len(report.staged) == 1
+    assert seen == [str(samples / "a.parquet")]
+    everything = [path for path in (tmp_path / "volume").rglob("*") if path.is_file()]
+    assert [path.name for path in everything] == ["a.parquet"]
+    assert pq.read_table(io.BytesIO(everything[0].read_bytes())).equals(pa.table(pq.read_table(io.BytesIO(PARQUET))))
