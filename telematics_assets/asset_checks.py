@@ -9,7 +9,7 @@ last load again; of a table whose loads Dagster has not recorded, everything.
 https://docs.dagster.io/guides/test/asset-checks
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from telematics_assets.assets.boundary import failures_for_dagster
 from telematics_assets.assets.files import RETRY_POLICY, bronze_key
 from telematics_assets.catalog import FileStream
 from telematics_assets.engines.base import Engine
+from telematics_assets.errors import TelematicsError
 
 #: Share of a load's rows that may have rescued data or an unreadable record before somebody should look.
 RESCUED_RATIO_LIMIT = 0.05
 
 #: How many recorded loads a check looks at to find the last two that were not empty.
-_LOOK_BACK = 50
+_LOOK_BACK = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +53,59 @@ def file_stream_checks(
     """
     key = bronze_key(stream)
 
-    def check(judge: _Judge, description: str, *, blocking: bool = False) -> dg.AssetChecksDefinition:
-        @dg.asset_check(
-            asset=key,
-            name=judge.__name__.removeprefix("_"),
-            description=description,
-            blocking=blocking,
-            retry_policy=retry_policy,
-        )
-        def run(context: dg.AssetCheckExecutionContext, engine: dg.ResourceParam[Engine]) -> dg.AssetCheckResult:
-            with failures_for_dagster(context):
-                return judge(engine, stream, _last_load(context.instance, key))
+    @dg.asset_check(
+        asset=key,
+        name="contract",
+        description="Every column of the contract is there, with its type.",
+        blocking=True,
+        retry_policy=retry_policy,
+    )
+    def contract(context: dg.AssetCheckExecutionContext, engine: dg.ResourceParam[Engine]) -> dg.AssetCheckResult:
+        with failures_for_dagster(context):
+            return _contract(engine, stream)
 
-        return run
-
-    checks = [
-        check(_contract, "Every column of the contract is there, with its type.", blocking=True),
-        check(_reconciliation, "Every batch added as many rows as its files brought."),
-        check(_corrupt_files, "No file of the last load was quarantined as unreadable."),
-        check(_changed_files, "No file was changed after it had been loaded."),
-        check(
+    judges: dict[str, tuple[_Judge, str]] = {
+        "reconciliation": (_reconciliation, "Every batch added as many rows as its files brought."),
+        "corrupt_files": (_corrupt_files, "No file of the last load was quarantined as unreadable."),
+        "changed_files": (_changed_files, "No file was changed after it had been loaded."),
+        "rescued_ratio": (
             _rescued_ratio,
             f"At most {RESCUED_RATIO_LIMIT:.0%} of the last load's rows have rescued data or an unreadable record.",
         ),
-    ]
+    }
     if any(column.minimum is not None or column.maximum is not None for column in stream.contract.columns):
-        checks.append(check(_plausible_values, "The last load's values lie within the contract's limits."))
-    return checks
+        judges["plausible_values"] = (_plausible_values, "The last load's values lie within the contract's limits.")
+
+    # One step for all of them: each step of a run costs more than these checks do.
+    @dg.multi_asset_check(
+        name=f"{stream.name}_quality",
+        specs=[
+            dg.AssetCheckSpec(name, asset=key, description=description) for name, (_, description) in judges.items()
+        ],
+        can_subset=True,
+        retry_policy=retry_policy,
+    )
+    def quality(
+        context: dg.AssetCheckExecutionContext, engine: dg.ResourceParam[Engine]
+    ) -> Iterator[dg.AssetCheckResult]:
+        selected = {check.name for check in context.selected_asset_check_keys}
+        with failures_for_dagster(context):
+            last = _last_load(context.instance, key)
+            unanswered: list[TelematicsError] = []
+            for name, (judge, _) in judges.items():
+                if name not in selected:
+                    continue
+                try:
+                    result = judge(engine, stream, last)
+                except TelematicsError as error:
+                    # The other checks can still answer.
+                    unanswered.append(error)
+                else:
+                    yield result._replace(check_name=name, asset_key=key)
+            if unanswered:
+                raise unanswered[0]
+
+    return [contract, quality]
 
 
 def _last_load(instance: dg.DagsterInstance, key: dg.AssetKey) -> _LastLoad:
@@ -101,7 +128,7 @@ def _last_load(instance: dg.DagsterInstance, key: dg.AssetKey) -> _LastLoad:
     )
 
 
-def _contract(engine: Engine, stream: FileStream, last: _LastLoad) -> dg.AssetCheckResult:
+def _contract(engine: Engine, stream: FileStream) -> dg.AssetCheckResult:
     state = engine.state(engine.names.bronze(stream.table))
     if state is None:
         return dg.AssetCheckResult(passed=True, description="There is no table yet: no file has been loaded.")

@@ -330,6 +330,31 @@ def show(
         console.out(str(pl.from_arrow(rows)), highlight=False)
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics reset telematics --rebuild       keep the rows, make a new ledger from them\n\n"
+    "  telematics reset telematics --drop-table    start anew from the files that are there"
+)
+def reset(
+    stream: StreamName,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make a new ledger from the table's rows.")] = False,
+    drop_table: Annotated[bool, typer.Option("--drop-table", help="Drop the table, forget what was loaded.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before dropping.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a stream's checkpoint and its table agree again, after one of them was lost, restored or changed by hand."""
+    settings = load_settings()
+    found = find_stream(FILE_STREAMS, stream)
+    table = settings.names.bronze(found.table)
+    if drop_table and not yes and not typer.confirm(f"Drop {table} with all its rows?", err=True):
+        raise OptionError(f"{table} was not dropped. Say --yes to drop it without being asked.")
+    done = _engine(settings).reset(found, rebuild=rebuild, drop_table=drop_table)
+    if as_json:
+        _print_json({"stream": stream, "table": str(table), "done": done})
+    else:
+        _console().print(escape(done))
+
+
 @app.command(epilog="Example:\n\n  telematics doctor --json")
 def doctor(as_json: Json = False) -> None:
     """Look at settings, engine, Volume, checkpoints and tables; say what is wrong and how to mend it.

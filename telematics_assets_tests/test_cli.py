@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -383,3 +384,31 @@ def test_the_command_line_and_the_engine_see_the_same_home(loaded: Telematics, t
     engine = open_engine(load_settings({"TELEMATICS_HOME": str(tmp_path / "lake")}))
     pending = engine.look(TELEMATICS)
     assert (pending.files, pending.known) == (0, 5)
+
+
+def test_a_lost_checkpoint_stops_the_load_and_reset_rebuilds_it_from_the_rows(
+    loaded: Telematics, tmp_path: Path
+) -> None:
+    rows = {table["table"]: table["rows"] for table in loaded("tables", "--json").document}
+    shutil.rmtree(next((tmp_path / "lake" / "Volumes").rglob("_checkpoints/telematics")))
+
+    stopped = loaded("load", "telematics")
+    assert stopped.code == 1
+    assert "telematics reset telematics --rebuild" in stopped.err.replace("\n", " ")
+    assert loaded("reset", "telematics").code == 2
+
+    answer = loaded("reset", "telematics", "--rebuild", "--json")
+    assert answer.document["table"] == "workspace.01_bronze.telematics"
+    assert loaded("load", "telematics", "--json").document[0]["rows"] == 0
+    assert {table["table"]: table["rows"] for table in loaded("tables", "--json").document} == rows
+
+
+def test_reset_drops_a_table_only_if_it_is_told_twice(loaded: Telematics) -> None:
+    rows = loaded("load", "telematics_test", "--json").document[0]
+    assert rows["rows"] == 0
+    refused = loaded("reset", "telematics_test", "--drop-table")
+    assert refused.code != 0
+    assert len(loaded("tables", "--json").document) == 2
+    assert loaded("reset", "telematics_test", "--drop-table", "--yes").code == 0
+    assert len(loaded("tables", "--json").document) == 1
+    assert loaded("load", "telematics_test", "--json").document[0]["rows"] > 0
