@@ -149,8 +149,8 @@ class Discovery:
 def compare(listing: Listing, ledger: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split a listing into new and changed files; what is neither is known as it stands.
 
-    A file is new if the ledger does not know it, if it was missing before, or if it was unreadable and changed since. It is
-    changed if its rows are in the table and its size or modification time is another one now.
+    A file is new if the ledger does not know it, if it was missing before, or if it was unreadable and changed since.
+    It is changed if its rows are in the table and its size or modification time is another one now.
 
     Returns:
         Two frames with the listing's columns.
