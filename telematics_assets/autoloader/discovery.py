@@ -102,9 +102,7 @@ class Discovery:
             _version(listing),
         )
 
-    def _settled(
-        self, new: pl.DataFrame, opens: int | None
-    ) -> tuple[pl.DataFrame, list[tuple[FileEntry, str]]]:
+    def _settled(self, new: pl.DataFrame, opens: int | None) -> tuple[pl.DataFrame, list[tuple[FileEntry, str]]]:
         now = self._clock()
         tick = self._monotonic()
         age = (now - pl.col("modified_ns")) / 1e9
