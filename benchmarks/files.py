@@ -199,7 +199,9 @@ def measure(what: Measure, quick: bool) -> None:
     """Prepare, run both sides in turn, print the line."""
     with tempfile.TemporaryDirectory(prefix="telematics-bench-") as temporary:
         home = Path(temporary)
-        what.prepare(home, quick)
+        # In a process of its own: a child inherits its parent's peak memory.
+        command = [sys.executable, "-m", "benchmarks.files", "--prepare", what.name, str(home), *["--quick"] * quick]
+        subprocess.run(command, check=True)
         ours: list[dict[str, float]] = []
         floor: list[dict[str, float]] = []
         for _ in range(ROUNDS):
@@ -240,6 +242,10 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         name, side, home = sys.argv[2:]
         WORKS[name][int(side)](Path(home))
+        return
+    if sys.argv[1:2] == ["--prepare"]:
+        chosen = next(what for what in MEASURES if what.name == sys.argv[2])
+        chosen.prepare(Path(sys.argv[3]), "--quick" in sys.argv)
         return
     names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     for what in MEASURES:

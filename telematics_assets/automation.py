@@ -38,6 +38,8 @@ DATA_VERSION_TAG = "dagster/data_version"
 
 #: Dagster ends a tick after 60 s.
 LOOK_SECONDS = 40.0
+#: A load notes its process within seconds of its launch. One that is silent for longer was killed before it could.
+LAUNCH_SECONDS = 60.0
 _LONGEST_WAIT = 600.0
 _RUNS_LOOKED_AT = 100
 
@@ -152,6 +154,11 @@ def _in_flight(instance: dg.DagsterInstance, stream: FileStream, max_run_seconds
             continue
         if _left_behind(run):
             instance.report_run_failed(run, "The process of this run is gone: it was killed, or its machine went down.")
+        elif _never_began(record, stream, now):
+            instance.report_run_failed(
+                run,
+                f"This run was launched and did not begin to load within {LAUNCH_SECONDS:g} s: it was killed before.",
+            )
         elif run.status == dg.DagsterRunStatus.QUEUED or now - _begin(record) < _limit(run, max_run_seconds):
             hold = f"{_link(run)} is in flight."
     return hold
@@ -188,6 +195,16 @@ def _left_behind(run: dg.DagsterRun) -> bool:
     # A run that is started again inherits tags: the note counts only for the run that wrote it.
     run_id, _, process = run.tags.get(PROCESS_TAG, "").partition(" ")
     return run_id == run.run_id and is_gone(process)
+
+
+def _never_began(record: dg.RunRecord, stream: FileStream, now: float) -> bool:
+    run, key = record.dagster_run, bronze_key(stream)
+    # What else a run may have to do first, or instead, can take its time.
+    only_loads = run.job_name == f"load_{stream.name}" or run.asset_selection == {key}
+    loads = run.step_keys_to_execute is None or key.to_python_identifier() in run.step_keys_to_execute
+    launched = run.status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
+    silent = now - record.update_timestamp.timestamp() > LAUNCH_SECONDS
+    return only_loads and loads and launched and silent and not run.tags.get(PROCESS_TAG, "").startswith(run.run_id)
 
 
 def _limit(run: dg.DagsterRun, max_run_seconds: int) -> float:

@@ -14,7 +14,14 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from telematics_assets.assets.boundary import PERMANENT_FAILURE_TAG
 from telematics_assets.assets.files import PROCESS_TAG
-from telematics_assets.automation import ATTEMPT_TAG, FINGERPRINT_TAG, MAX_RUNTIME_TAG, STREAM_TAG, landing_sensor
+from telematics_assets.automation import (
+    ATTEMPT_TAG,
+    FINGERPRINT_TAG,
+    LAUNCH_SECONDS,
+    MAX_RUNTIME_TAG,
+    STREAM_TAG,
+    landing_sensor,
+)
 from telematics_assets.catalog import TELEMATICS, FileStream
 from telematics_assets.engines.base import IngestReport, IngestRequest, PendingFiles, ProgressListener
 from telematics_assets.errors import CheckpointCorruptError, SchemaError, TelematicsError, VolumeUnavailableError
@@ -168,11 +175,12 @@ def test_a_run_of_another_stream_is_no_hindrance(stage: Stage) -> None:
 
 
 def test_a_run_older_than_its_limit_no_longer_counts(stage: Stage) -> None:
-    stage.unfinished(dg.DagsterRunStatus.STARTED, **{STREAM_TAG: "telematics", MAX_RUNTIME_TAG: "60"})
+    run = stage.unfinished(dg.DagsterRunStatus.STARTED, **{STREAM_TAG: "telematics", MAX_RUNTIME_TAG: "600"})
+    stage.instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{run.run_id} {process_identity()}"})
     stage.land("a")
-    stage.ahead = 50
+    stage.ahead = 590
     assert "in flight" in stage.skip()
-    stage.ahead = 70
+    stage.ahead = 610
     assert stage.request().tags[ATTEMPT_TAG] == "1"
 
 
@@ -199,6 +207,30 @@ def test_a_run_whose_process_was_killed_is_ended_and_the_next_one_starts(stage: 
     assert ended.status == dg.DagsterRunStatus.FAILURE
     stage.ahead = 11
     assert stage.request().tags[ATTEMPT_TAG] == "2"
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_a_run_that_was_killed_before_it_could_note_its_process_is_ended(
+    stage: Stage, status: dg.DagsterRunStatus
+) -> None:
+    stage.land("a")
+    run = stage.unfinished(status, **stage.request().tags)
+    stage.ahead = LAUNCH_SECONDS - 10
+    assert "in flight" in stage.skip()
+    stage.ahead = LAUNCH_SECONDS + 10
+    stage.tick()
+    ended = stage.instance.get_run_by_id(run.run_id)
+    assert ended is not None
+    assert ended.status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_larger_run_may_do_something_else_before_it_loads(stage: Stage) -> None:
+    job = definitions_of(stage.engine).resolve_implicit_global_asset_job_def()
+    keys = frozenset([dg.AssetKey(["bronze", "telematics"]), dg.AssetKey(["bronze", "telematics_test"])])
+    stage.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, asset_selection=keys)
+    stage.land("a")
+    stage.ahead = LAUNCH_SECONDS + 10
+    assert "in flight" in stage.skip()
 
 
 def test_a_run_that_is_alive_or_inherited_its_note_is_left_alone(stage: Stage) -> None:
