@@ -20,7 +20,7 @@ from pydantic import Field
 
 from telematics_assets.catalog import Names
 from telematics_assets.engines.base import Engine
-from telematics_assets.settings import Settings
+from telematics_assets.settings import Settings, parse_home
 from telematics_assets.volumes.base import Volume
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _OPENING = threading.Lock()
 
 
 class _Embedded(dg.ConfigurableResource[Any]):
-    home: str = Field(description="Absolute folder that mirrors Unity Catalog.")
+    home: str = Field(description="Absolute folder, or object store URL, that mirrors Unity Catalog.")
     catalog: str = Field(description="Unity Catalog catalog.")
     landing_schema: str = Field(description="Schema of the landing Volume.")
     bronze_schema: str = Field(description="Schema of the bronze tables.")
@@ -56,11 +56,11 @@ class _Embedded(dg.ConfigurableResource[Any]):
     def _engine(self) -> EmbeddedEngine:
         names = Names(self.catalog, self.landing_schema, self.bronze_schema, self.volume)
         with _OPENING:
-            return _open(Path(self.home), names, self.settle_seconds, self.incomplete_seconds)
+            return _open(parse_home(self.home), names, self.settle_seconds, self.incomplete_seconds)
 
 
 class EmbeddedEngineResource(_Embedded):
-    """The engine that works inside the run's own process, on a local folder."""
+    """The engine that works inside the run's own process, on a local folder or an object store."""
 
     def create_resource(self, context: dg.InitResourceContext) -> Engine:
         """The engine; the same object for every tick and run of this process, so that its caches help."""
@@ -76,7 +76,7 @@ class EmbeddedLandingResource(_Embedded):
 
 
 @lru_cache(maxsize=4)
-def _open(home: Path, names: Names, settle_seconds: float, incomplete_seconds: float) -> EmbeddedEngine:
+def _open(home: Path | str, names: Names, settle_seconds: float, incomplete_seconds: float) -> EmbeddedEngine:
     # Readers and writers are heavy: loading definitions must not import them.
     from telematics_assets.engines.embedded import open_engine
 

@@ -22,11 +22,14 @@ from telematics_assets.volumes.base import refuse_dbfs
 
 EngineName = Literal["embedded"]
 
+_SCHEMES = ("abfss", "az", "s3", "gs")
+_URL = re.compile(rf"(?:{'|'.join(_SCHEMES)})://[\w.-]+(?:@[\w.-]+)?(?:/[\w.=+-]+)*", re.ASCII)
+_SECRET = re.compile(r"(?<=://)[^/@]*:[^/@]*(?=@)|\?.*")
 _ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 #: Every variable with its default and what it does; `.env.example` and the README list the same.
 VARIABLES: Mapping[str, tuple[str, str]] = {
-    "TELEMATICS_HOME": ("./.telematics", "Folder that mirrors Unity Catalog: Volumes and tables."),
+    "TELEMATICS_HOME": ("./.telematics", "Folder or object store URL that mirrors Unity Catalog."),
     "TELEMATICS_ENGINE": ("embedded", "Engine that executes the definitions: embedded."),
     "TELEMATICS_CATALOG": ("workspace", "Unity Catalog catalog."),
     "TELEMATICS_LANDING_SCHEMA": ("00_landing", "Schema of the landing Volume."),
@@ -44,7 +47,7 @@ class Settings:
     """What a deployment chose.
 
     Attributes:
-        home: Absolute folder that mirrors Unity Catalog.
+        home: What mirrors Unity Catalog: an absolute folder, or the URL of a folder in an object store, as text.
         engine: Which engine executes.
         names: Catalog, schemas and Volume.
         settle_seconds: Settle time of young files, seconds.
@@ -55,7 +58,7 @@ class Settings:
         unknown: Set variables that start with `TELEMATICS_` and are no setting, with the nearest known name or "".
     """
 
-    home: Path = field(default_factory=lambda: Path(".telematics").absolute())
+    home: Path | str = field(default_factory=lambda: Path(".telematics").absolute())
     engine: EngineName = "embedded"
     names: Names = field(default_factory=Names)
     settle_seconds: float = 1.0
@@ -68,7 +71,36 @@ class Settings:
     @property
     def default_dagster_home(self) -> Path:
         """Where Dagster's own state lives unless `DAGSTER_HOME` says otherwise; always a local disk."""
-        return self.home / "dagster"
+        home = self.home if isinstance(self.home, Path) else Path(VARIABLES["TELEMATICS_HOME"][0]).absolute()
+        return home / "dagster"
+
+
+def parse_home(text: str) -> Path | str:
+    """The home of a deployment: an absolute folder, or the URL of a folder in an object store, as text.
+
+    Args:
+        text: A value of `TELEMATICS_HOME`.
+
+    Raises:
+        SettingsError: If it is not accepted.
+        DbfsDisabledError: If it is a DBFS or mount path.
+    """
+    refuse_dbfs(text)
+    if "://" in text:
+        url = text.rstrip("/")
+        if not _URL.fullmatch(url) or "/.." in url or "/./" in url:
+            # Neither user names, keys and queries nor anything that libraries decode differently.
+            raise SettingsError(
+                f"TELEMATICS_HOME={_SECRET.sub('…', text)!r} is not accepted. Give a local folder, such as "
+                "./.telematics, or one of abfss://container@account.dfs.core.windows.net/path, az://container/path, "
+                "s3://bucket/path, gs://bucket/path, with letters, digits and '_.=+-' in the path."
+            )
+        return url
+    path = os.path.abspath(os.path.expanduser(text))
+    if _ENCODED.search(path):
+        # delta-rs decodes such a path once too often and looks for its tables elsewhere.
+        raise SettingsError(f"TELEMATICS_HOME={path!r} is not accepted. Give a folder without '%' and two hex digits.")
+    return Path(path)
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -95,14 +127,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise SettingsError(f"{name}={text(name)!r} is not accepted. Give a number of seconds from {minimum:g}.")
         return value
 
-    home = text("TELEMATICS_HOME")
-    refuse_dbfs(home)
-    if "://" in home:
-        raise SettingsError(f"TELEMATICS_HOME={home!r} is not accepted. Give a local folder, such as ./.telematics.")
-    path = os.path.abspath(os.path.expanduser(home))
-    if _ENCODED.search(path):
-        # delta-rs decodes such a path once too often and looks for its tables elsewhere.
-        raise SettingsError(f"TELEMATICS_HOME={path!r} is not accepted. Give a folder without '%' and two hex digits.")
+    home = parse_home(text("TELEMATICS_HOME"))
     engine = text("TELEMATICS_ENGINE")
     if engine not in get_args(EngineName):
         near = difflib.get_close_matches(engine, get_args(EngineName), 1)
@@ -128,7 +153,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise SettingsError(f"{variable}: {error}") from None
     dagster_home = env.get("DAGSTER_HOME", "").strip()
     return Settings(
-        home=Path(path),
+        home=home,
         engine=cast(EngineName, engine),
         names=names,
         settle_seconds=number("TELEMATICS_SETTLE_SECONDS", 0),

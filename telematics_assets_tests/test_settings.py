@@ -111,11 +111,42 @@ def test_a_home_on_dbfs_or_a_mount_is_refused_with_the_way_out(home: str) -> Non
     assert "/Volumes/<catalog>/<schema>/<volume>/" in str(refused.value)
 
 
-@pytest.mark.parametrize("home", ["s3://bucket/x", "abfss://c@a.dfs.core.windows.net/x", "file:///x"])
-def test_a_url_is_no_home_yet(home: str) -> None:
+@pytest.mark.parametrize(
+    "home", ["s3://bucket/x", "abfss://c@a.dfs.core.windows.net/x/y", "az://container", "gs://bucket/a=b/c_d"]
+)
+def test_a_home_may_be_an_object_store_and_dagster_stays_local(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings({"TELEMATICS_HOME": f" {home}/ "})
+    assert settings.home == home
+    assert settings.default_dagster_home == tmp_path / ".telematics" / "dagster"
+
+
+@pytest.mark.parametrize(
+    "home",
+    [
+        "file:///x",
+        "https://account.blob.core.windows.net/c",
+        "s3://",
+        "s3://bucket/a b",
+        "s3://bucket/a%20b",
+        "s3://bucket/a//b",
+        "s3://bucket/../b",
+        "s3://bucket/ü",
+    ],
+)
+def test_another_url_is_no_home(home: str) -> None:
     with pytest.raises(SettingsError, match="Give a local folder") as refused:
         load_settings({"TELEMATICS_HOME": home})
     assert home in str(refused.value)
+
+
+@pytest.mark.parametrize("home", ["s3://user:hush@bucket/x", "az://container/x?sv=1&sig=hush"])
+def test_a_secret_in_the_home_is_refused_and_not_told(home: str) -> None:
+    with pytest.raises(SettingsError, match="Give a local folder") as refused:
+        load_settings({"TELEMATICS_HOME": home})
+    assert "hush" not in str(refused.value)
 
 
 def test_a_home_that_delta_would_look_for_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

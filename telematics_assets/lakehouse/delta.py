@@ -1,8 +1,8 @@
-"""Delta tables in local folders, by delta-rs.
+"""Delta tables in local folders and object stores, by delta-rs.
 
 Belongs here: opening, creating, appending, reading the log, durability, and the guards around what delta-rs does
 silently.
-Does not belong here: what the rows mean, checkpoints, Dagster.
+Does not belong here: the place itself (`stores.py`), what the rows mean, checkpoints, Dagster.
 
 Guards: delta-rs casts on append (2.5 becomes 2 in an integer column), so a schema that differs from the table's is
 refused
@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, TableName, is_name
 from telematics_assets.errors import (
@@ -38,6 +35,7 @@ from telematics_assets.errors import (
     VolumeUnavailableError,
 )
 from telematics_assets.lakehouse.base import Commit
+from telematics_assets.lakehouse.stores import LocalStore, ObjectTableStore, TableStore
 from telematics_assets.lakehouse.types import storable
 from telematics_assets.volumes.local import sync_folder, translate
 
@@ -50,58 +48,52 @@ _OWN_KEYS = {"timestamp", "operation", "operationParameters", "operationMetrics"
 
 
 class DeltaLakehouse:
-    """Delta tables below one local folder, at `<root>/<catalog>/<schema>/<table>`."""
+    """Delta tables below one place, at `<root>/<catalog>/<schema>/<table>`."""
 
-    def __init__(self, root: Path) -> None:
-        """Use a folder; it is created at the first write."""
-        self._root = Path(os.path.abspath(root))
+    def __init__(self, root: Path | str) -> None:
+        """Use a place; nothing is written yet.
+
+        Args:
+            root: A local folder as a `Path`, an object store as its URL (see `volumes.objects.open_store`).
+        """
+        self._store: TableStore = LocalStore(root) if isinstance(root, Path) else ObjectTableStore(root)
 
     @property
     def uri(self) -> str:
-        """The folder's absolute path."""
-        return str(self._root)
+        """The folder's absolute path, or the URL."""
+        return self._store.uri
 
     def tables(self, catalog: str, schema: str) -> Sequence[TableName]:
         """See `Lakehouse.tables`."""
-        folder = self._root / catalog / schema
-        if not folder.is_dir():
-            return []
-        names = sorted(p.name for p in folder.iterdir() if (p / "_delta_log").is_dir())
-        return [TableName(catalog, schema, name) for name in names if is_name(name)]
+        return [TableName(catalog, schema, name) for name in self._store.names(f"{catalog}/{schema}") if is_name(name)]
 
     def open(self, name: TableName) -> DeltaLakeTable | None:
         """See `Lakehouse.open`."""
-        path = self._path(name)
-        if not os.path.isdir(path):
+        path = self._store.at(name.location)
+        if self._store.is_empty(path):
             return None
         try:
-            return DeltaLakeTable(name, path, DeltaTable(path))
+            return DeltaLakeTable(name, path, DeltaTable(path, storage_options=self._store.options), self._store)
         except TableNotFoundError:
             return None
-        except DeltaError as error:
+        except (DeltaError, OSError) as error:
+            if explained := self._store.explain(error, path):
+                raise explained from error
+            if isinstance(error, OSError):
+                raise
             raise TableError(
                 f"{name} at {path} can't be opened: {_line(error)}. Restore its _delta_log, or move the folder away."
             ) from error
 
     def drop(self, name: TableName) -> None:
         """See `Lakehouse.drop`."""
-        path = self._path(name)
-        # Out of sight in one step: a half deleted table is never seen.
-        hidden = f"{os.path.dirname(path)}/.{name.table}.{uuid.uuid4().hex}.dropped"
-        try:
-            os.rename(path, hidden)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise translate(error, path) from error
-        sync_folder(os.path.dirname(path))
-        shutil.rmtree(hidden, ignore_errors=True)
+        self._store.drop(self._store.at(name.location))
 
     def create(self, name: TableName, schema: pa.Schema, comment: str, properties: Mapping[str, str]) -> DeltaLakeTable:
         """See `Lakehouse.create`."""
-        path = self._path(name)
+        path = self._store.at(name.location)
         try:
-            os.makedirs(path, exist_ok=True)
+            self._store.make_room(path)
             handle = DeltaTable.create(
                 path,
                 schema,
@@ -112,33 +104,34 @@ class DeltaLakehouse:
                 raise_if_key_not_exists=False,
                 # With retries, the one that comes second commits its own identity as version 1.
                 commit_properties=CommitProperties(max_commit_retries=0),
+                storage_options=self._store.options,
             )
         except OSError as error:
-            raise translate(error, path) from error
+            raise self._store.explain(error, path) or translate(error, path) from error
         except DeltaError as error:
             table = self.open(name)
             if table is None:
-                raise TableError(f"{name} can't be created at {path}: {_line(error)}.") from error
+                failed = TableError(f"{name} can't be created at {path}: {_line(error)}.")
+                raise self._store.explain(error, path) or failed from error
             return table
-        table = DeltaLakeTable(name, path, handle)
+        table = DeltaLakeTable(name, path, handle, self._store)
         table.make_durable(Commit(0, "CREATE TABLE"))
-        current = path
-        while current != str(self._root.parent):
-            current = os.path.dirname(current)
-            sync_folder(current)
+        if not self._store.durable:
+            top = os.path.dirname(self.uri)
+            while path != top:
+                path = os.path.dirname(path)
+                sync_folder(path)
         return table
-
-    def _path(self, name: TableName) -> str:
-        return str(self._root / name.location)
 
 
 class DeltaLakeTable:
     """One open handle on a Delta table. See `lakehouse.base.Table`."""
 
-    def __init__(self, name: TableName, path: str, handle: DeltaTable) -> None:
+    def __init__(self, name: TableName, path: str, handle: DeltaTable, store: TableStore) -> None:
         self._name = name
         self._path = path
         self._handle = handle
+        self._store = store
 
     @property
     def name(self) -> TableName:
@@ -147,7 +140,7 @@ class DeltaLakeTable:
 
     @property
     def uri(self) -> str:
-        """The table's folder."""
+        """The table's folder or URL."""
         return self._path
 
     @property
@@ -177,7 +170,8 @@ class DeltaLakeTable:
 
     def position(self, app_id: str) -> int | None:
         """See `Table.position`."""
-        return self._handle.transaction_version(app_id)
+        with self._asking():
+            return self._handle.transaction_version(app_id)
 
     def commits(self, after: int) -> Sequence[Commit]:
         """See `Table.commits`."""
@@ -222,7 +216,7 @@ class DeltaLakeTable:
         except (DeltaError, OSError) as error:
             if failure:
                 raise failure[0] from None
-            raise _write_error(self._name, error) from error
+            raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
         commit = self._commit(self.version)
         if commit.rows != rows or commit.transactions.get(app_id) != version:
             raise TableError(
@@ -238,18 +232,21 @@ class DeltaLakeTable:
         except CommitFailedError as error:
             raise _conflict(self._name, error) from error
         except (DeltaError, OSError) as error:
-            raise _write_error(self._name, error) from error
+            raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
 
     def sources(self) -> pa.Table:
         """See `Table.sources`."""
-        by_file = self._scan().group_by(SOURCE_FILE)
+        with self._asking():
+            by_file = self._store.scan(self._handle, self._path).group_by(SOURCE_FILE)
         frame = by_file.agg(
             pl.col(SOURCE_FILE_MODIFIED_AT).max(), pl.len().cast(pl.Int64).alias("rows"), pl.col(BATCH_ID).max()
         )
-        return frame.collect(engine="streaming").to_arrow(compat_level=pl.CompatLevel.oldest())
+        return self._store.collect(frame).to_arrow(compat_level=pl.CompatLevel.oldest())
 
     def make_durable(self, commit: Commit) -> None:
         """See `Table.make_durable`."""
+        if self._store.durable:
+            return
         try:
             self._sync(commit)
         except OSError as error:
@@ -283,11 +280,13 @@ class DeltaLakeTable:
 
     def count(self) -> int:
         """See `Table.count`."""
-        return int(self._handle.count())
+        with self._asking():
+            return int(self._handle.count())
 
     def size(self) -> tuple[int, int]:
         """See `Table.size`."""
-        sizes = pa.table(self._handle.get_add_actions(flatten=True)).column("size_bytes")
+        with self._asking():
+            sizes = pa.table(self._handle.get_add_actions(flatten=True)).column("size_bytes")
         return len(sizes), sum(sizes.to_pylist())
 
     def read(
@@ -296,23 +295,8 @@ class DeltaLakeTable:
         """See `Table.read`."""
         names = self.schema.names
         wanted = names if columns is None else [name for name in columns if name in names]
-        # Arrow's threads must not call back into Python (deltalake's own file system does): a process that ends soon
-        # after a read then aborts, crashes or hangs.
-        files = SubTreeFileSystem(self._path, LocalFileSystem())
-        dataset = self._handle.to_pyarrow_dataset(filesystem=files)
-        rows = None if since_batch is None else ds.field(BATCH_ID) >= since_batch
-        if limit is None:
-            return dataset.to_table(columns=wanted, filter=rows)
-        # Not `dataset.head`: it returns while its threads still read ahead, with the same end.
-        parts: list[pa.Table] = []
-        for fragment in dataset.get_fragments(filter=rows):
-            for group in fragment.split_by_row_group(filter=rows, schema=dataset.schema):
-                part = group.to_table(schema=dataset.schema, columns=wanted, filter=rows).slice(0, limit)
-                parts.append(part)
-                limit -= part.num_rows
-                if not limit:
-                    return pa.concat_tables(parts)
-        return pa.concat_tables(parts) if parts else dataset.schema.empty_table().select(wanted)
+        with self._asking():
+            return self._store.rows(self._handle, self._path, wanted, limit, since_batch)
 
     def out_of_range(
         self, column: str, minimum: float | None, maximum: float | None, since_batch: int
@@ -325,27 +309,28 @@ class DeltaLakeTable:
             outside |= number < minimum
         if maximum is not None:
             outside |= number > maximum
-        rows = self._scan().filter((pl.col(BATCH_ID) >= since_batch) & value.is_not_null())
-        result = rows.select(
-            checked=pl.len(),
-            outside=outside.sum(),
-            example=value.filter(outside).first().cast(pl.String),
-        ).collect(engine="streaming")
+        with self._asking():
+            scanned = self._store.scan(self._handle, self._path)
+        rows = scanned.filter((pl.col(BATCH_ID) >= since_batch) & value.is_not_null())
+        result = self._store.collect(
+            rows.select(
+                checked=pl.len(),
+                outside=outside.sum(),
+                example=value.filter(outside).first().cast(pl.String),
+            )
+        )
         checked, count, example = result.row(0)
         return int(checked), int(count or 0), example
 
-    def _scan(self) -> pl.LazyFrame:
-        # Not `pl.scan_delta`: it takes a path's URL for the path, and finds nothing behind a blank or an umlaut.
-        if "deletionVectors" in (self._handle.protocol().reader_features or ()):
-            raise TableUnsupportedError(
-                f"{self._name} has deletion vectors, which this engine can't read. Drop that table feature."
-            )
-        schema = pl.DataFrame(self.schema.empty_table()).schema
-        paths = pa.table(self._handle.get_add_actions()).column("path").to_pylist()
-        if not paths:
-            return pl.LazyFrame(schema=schema)
-        files = [os.path.join(self._path, unquote(path)) for path in paths]
-        return pl.scan_parquet(files, schema=schema, missing_columns="insert", glob=False, hive_partitioning=False)
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """What a handle does not know yet it reads from the log."""
+        try:
+            yield
+        except (DeltaError, OSError) as error:
+            if explained := self._store.explain(error, self._path):
+                raise explained from error
+            raise
 
     def _refuse_casts(self, schema: pa.Schema) -> None:
         mine = self.schema
@@ -382,8 +367,7 @@ class DeltaLakeTable:
     def _actions(self, version: int) -> list[dict[str, Any]]:
         path = self._log_path(version)
         try:
-            with open(path, encoding="utf-8") as handle:
-                return [json.loads(line) for line in handle if line.strip()]
+            return [json.loads(line) for line in self._store.read_log(path).split(b"\n") if line.strip()]
         except FileNotFoundError:
             raise TableMovedError(
                 f"The log of {self._name} no longer holds version {version} ({path}), so it can't be proven "

@@ -32,6 +32,7 @@ from telematics_assets.lakehouse import delta
 from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse, DeltaLakeTable
 from telematics_assets.testing import MemoryLakehouse
+from telematics_assets_tests.stores import servers
 
 NAME = TableName("workspace", "01_bronze", "points")
 MODIFIED = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, datetime.UTC)
@@ -49,6 +50,8 @@ APP = "stream-id"
 LAKEHOUSES: dict[str, Callable[[Path], Lakehouse]] = {
     "delta": lambda folder: DeltaLakehouse(folder / "odd name #1 ü" / "tables"),
     "memory": lambda folder: MemoryLakehouse(),
+    "azure": lambda folder: DeltaLakehouse(servers.azure()),
+    "s3": lambda folder: DeltaLakehouse(servers.s3()),
 }
 
 

@@ -1,0 +1,308 @@
+"""Where Delta tables are kept: a local folder, or an object store.
+
+Belongs here: what `delta.py` needs of the place itself: finding and dropping tables, reading log entries and rows.
+Does not belong here: what a Delta log says (`delta.py`), the landing Volume (`volumes/`).
+
+A commit in an object store is delta-rs' conditional put of the log entry, durable once it is acknowledged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from telematics_assets.catalog import BATCH_ID
+from telematics_assets.errors import TableUnsupportedError
+from telematics_assets.volumes.local import sync_folder, translate
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+
+class TableStore(Protocol):
+    """The place of a deployment's tables. `path` is where one table is, as `at` gives it."""
+
+    @property
+    def uri(self) -> str:
+        """Where the tables are."""
+        ...
+
+    @property
+    def options(self) -> dict[str, str] | None:
+        """Storage options of delta-rs."""
+        ...
+
+    @property
+    def durable(self) -> bool:
+        """Whether what delta-rs wrote is safe without being synced."""
+        ...
+
+    def at(self, location: str) -> str:
+        """Where the table of a relative location is."""
+        ...
+
+    def names(self, folder: str) -> Sequence[str]:
+        """Names in a relative folder that have a Delta log, sorted."""
+        ...
+
+    def is_empty(self, path: str) -> bool:
+        """Whether there is surely no table, without asking delta-rs."""
+        ...
+
+    def make_room(self, path: str) -> None:
+        """Prepare for a new table."""
+        ...
+
+    def drop(self, path: str) -> None:
+        """Remove a table; none there is no error."""
+        ...
+
+    def read_log(self, entry: str) -> bytes:
+        """A log entry, by its full path.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        ...
+
+    def rows(
+        self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None
+    ) -> pa.Table:
+        """Rows of an open table, newest data files first; all if there is no limit."""
+        ...
+
+    def scan(self, handle: DeltaTable, path: str) -> pl.LazyFrame:
+        """All rows of an open table; columns that a data file lacks are null."""
+        ...
+
+    def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """The result of what `scan` gave."""
+        ...
+
+    def explain(self, error: Exception, path: str) -> Exception | None:
+        """What the place has to do with an error of delta-rs; None if it says nothing of it."""
+        ...
+
+
+class LocalStore:
+    """Tables below a local folder."""
+
+    options: dict[str, str] | None = None
+    durable = False
+
+    def __init__(self, root: Path) -> None:
+        """Use a folder; it is created at the first write."""
+        self._root = Path(os.path.abspath(root))
+
+    @property
+    def uri(self) -> str:
+        """The folder's absolute path."""
+        return str(self._root)
+
+    def at(self, location: str) -> str:
+        """See `TableStore.at`."""
+        return str(self._root / location)
+
+    def names(self, folder: str) -> Sequence[str]:
+        """See `TableStore.names`."""
+        path = self._root / folder
+        if not path.is_dir():
+            return []
+        return sorted(p.name for p in path.iterdir() if (p / "_delta_log").is_dir())
+
+    def is_empty(self, path: str) -> bool:
+        """See `TableStore.is_empty`."""
+        return not os.path.isdir(path)
+
+    def make_room(self, path: str) -> None:
+        """See `TableStore.make_room`."""
+        os.makedirs(path, exist_ok=True)
+
+    def drop(self, path: str) -> None:
+        """See `TableStore.drop`."""
+        # Out of sight in one step: a half deleted table is never seen.
+        folder, table = os.path.split(path)
+        hidden = f"{folder}/.{table}.{uuid.uuid4().hex}.dropped"
+        try:
+            os.rename(path, hidden)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise translate(error, path) from error
+        sync_folder(folder)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def read_log(self, entry: str) -> bytes:
+        """See `TableStore.read_log`."""
+        with open(entry, "rb") as handle:
+            return handle.read()
+
+    def rows(
+        self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None
+    ) -> pa.Table:
+        """See `TableStore.rows`."""
+        # Arrow's threads must not call back into Python (deltalake's own file system does): a process that ends soon
+        # after a read then aborts, crashes or hangs.
+        files = SubTreeFileSystem(path, LocalFileSystem())
+        dataset = handle.to_pyarrow_dataset(filesystem=files)
+        rows = None if since_batch is None else ds.field(BATCH_ID) >= since_batch
+        if limit is None:
+            return dataset.to_table(columns=columns, filter=rows)
+        # Not `dataset.head`: it returns while its threads still read ahead, with the same end.
+        parts: list[pa.Table] = []
+        for fragment in dataset.get_fragments(filter=rows):
+            for group in fragment.split_by_row_group(filter=rows, schema=dataset.schema):
+                part = group.to_table(schema=dataset.schema, columns=columns, filter=rows).slice(0, limit)
+                parts.append(part)
+                limit -= part.num_rows
+                if not limit:
+                    return pa.concat_tables(parts)
+        return pa.concat_tables(parts) if parts else dataset.schema.empty_table().select(columns)
+
+    def scan(self, handle: DeltaTable, path: str) -> pl.LazyFrame:
+        """See `TableStore.scan`."""
+        return scan(handle, path, None)
+
+    def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """See `TableStore.collect`."""
+        return frame.collect(engine="streaming")
+
+    def explain(self, error: Exception, path: str) -> Exception | None:
+        """See `TableStore.explain`."""
+        return None
+
+
+class ObjectTableStore:
+    """Tables below a URL of an object store. Credentials come from the environment, as the libraries read them."""
+
+    durable = True
+
+    def __init__(self, url: str) -> None:
+        """Use a URL; nothing is sent yet.
+
+        Args:
+            url: See `volumes.objects.open_store`.
+
+        Raises:
+            MissingExtraError: If obstore is not installed.
+            VolumeError: If the environment lacks what the store needs.
+        """
+        from telematics_assets.volumes import objects
+
+        self._objects = objects
+        self._url = url.rstrip("/")
+        self._store = objects.open_store(self._url)
+        self.options: dict[str, str] | None = objects.storage_options(self._url)
+
+    @property
+    def uri(self) -> str:
+        """The URL."""
+        return self._url
+
+    def at(self, location: str) -> str:
+        """See `TableStore.at`."""
+        return f"{self._url}/{location}"
+
+    def names(self, folder: str) -> Sequence[str]:
+        """See `TableStore.names`."""
+        with self._objects.translating(self.at(folder)):
+            found = self._store.list_with_delimiter(folder)["common_prefixes"]
+            # The first page tells whether there is a log at all.
+            held = [path for path in found if any(self._store.list(f"{path}/_delta_log"))]
+        return sorted(path.rpartition("/")[2] for path in held)
+
+    def is_empty(self, path: str) -> bool:
+        """See `TableStore.is_empty`."""
+        return False
+
+    def make_room(self, path: str) -> None:
+        """See `TableStore.make_room`."""
+
+    def drop(self, path: str) -> None:
+        """See `TableStore.drop`."""
+        key = self._key(path)
+        with self._objects.translating(path):
+            # Nothing can be renamed in one step. From the newest entry back, a drop that dies half way leaves an older
+            # table, which a loader refuses and the next drop removes; the data goes when no log names it.
+            log = sorted((o["path"] for o in self._store.list(f"{key}/_delta_log").collect()), reverse=True)
+            for entry in log:
+                self._delete([entry])
+            self._delete([o["path"] for o in self._store.list(key).collect()])
+
+    def read_log(self, entry: str) -> bytes:
+        """See `TableStore.read_log`."""
+        try:
+            return bytes(self._store.get(self._key(entry)).bytes())
+        except FileNotFoundError:
+            raise
+        except self._objects.STORE_ERRORS as error:
+            raise self._objects.translate(error, entry) from error
+
+    def rows(
+        self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None
+    ) -> pa.Table:
+        """See `TableStore.rows`."""
+        schema = pa.schema([pa.schema(handle.schema()).field(name) for name in columns])
+        frame = self.scan(handle, path)
+        if since_batch is not None:
+            frame = frame.filter(pl.col(BATCH_ID) >= since_batch)
+        frame = frame.select(columns)
+        found = self.collect(frame if limit is None else frame.head(limit))
+        return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
+
+    def scan(self, handle: DeltaTable, path: str) -> pl.LazyFrame:
+        """See `TableStore.scan`."""
+        return scan(handle, path, self._objects.polars_options())
+
+    def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """See `TableStore.collect`."""
+        with self._objects.translating(self._url):
+            return frame.collect(engine="streaming")
+
+    def explain(self, error: Exception, path: str) -> Exception | None:
+        """See `TableStore.explain`."""
+        return self._objects.translate(error, path) if self._objects.is_of_a_store(error) else None
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(f"{self._url}/")
+
+    def _delete(self, keys: list[str]) -> None:
+        try:
+            self._store.delete(keys)
+        except FileNotFoundError:
+            # Another drop was faster with one of them.
+            for key in keys:
+                if self._store.list(key).collect():
+                    raise
+
+
+def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None) -> pl.LazyFrame:
+    """All rows of an open table, by polars; see `TableStore.scan`."""
+    if "deletionVectors" in (handle.protocol().reader_features or ()):
+        raise TableUnsupportedError(
+            f"The table at {path} has deletion vectors, which this engine can't read. Drop that table feature."
+        )
+    # Not `pl.scan_delta`: it takes a path's URL for the path, and finds nothing behind a blank or an umlaut.
+    schema = pl.DataFrame(pa.schema(handle.schema()).empty_table()).schema
+    paths = pa.table(handle.get_add_actions()).column("path").to_pylist()
+    if not paths:
+        return pl.LazyFrame(schema=schema)
+    return pl.scan_parquet(
+        [f"{path}/{unquote(name)}" for name in paths],
+        schema=schema,
+        missing_columns="insert",
+        glob=False,
+        hive_partitioning=False,
+        storage_options=options,
+        credential_provider=None,
+    )

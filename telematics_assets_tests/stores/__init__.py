@@ -1,0 +1,1 @@
+"""Tests of Volumes, tables and the exactly-once promise in object stores: real servers on loopback."""

@@ -1,0 +1,64 @@
+"""The exactly-once promise in an object store: loads that die at any step, and two loaders at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from telematics_assets.autoloader.loader import STEPS
+from telematics_assets.errors import TransientError
+from telematics_assets_tests.exactly_once.test_kills import FIRST_TIME, Killed, elsewhere, kill, stop_at
+from telematics_assets_tests.stores import servers
+from telematics_assets_tests.stores.books import STREAM, books, engine_of, land
+
+
+def assert_exactly_once(place: str, rows: int) -> None:
+    """The books balance, and the states say the same."""
+    landed, loaded = books(place)
+    assert loaded == landed
+    assert len(landed) == rows
+    engine = engine_of(place)
+    assert {record.state for record in engine.files(STREAM)} == {"INGESTED"}
+    assert all(b.expected_rows == b.added_rows for b in engine.balance(STREAM, 0))
+    assert engine.ingest(STREAM).batches == ()
+
+
+def load(place: str, on_step: Callable[[str], None] | None = None) -> bool:
+    """Load once; whether it died."""
+    try:
+        engine_of(place, on_step=on_step).ingest(STREAM)
+    except Killed:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("occurrence", [1, 2])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_load_that_dies_at_any_step_is_finished_by_the_next(step: str, occurrence: int) -> None:
+    place = servers.azure()
+    land(place, 0)
+    assert load(place, stop_at(step, occurrence, kill)) or (step in FIRST_TIME and occurrence == 2)
+    land(place, 1)
+    load(place)
+    assert_exactly_once(place, 60)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_another_loader_at_any_step_wins_and_this_one_stops_cleanly(step: str) -> None:
+    place = servers.azure()
+    land(place, 0)
+    with suppress(TransientError):
+        load(place, stop_at(step, 1, lambda: elsewhere(lambda: load(place))))
+    load(place)
+    assert_exactly_once(place, 30)
+
+
+def test_on_s3_a_load_that_dies_at_one_step_after_the_other_is_finished_by_the_next() -> None:
+    place = servers.s3()
+    for wave, step in enumerate(STEPS):
+        land(place, wave)
+        load(place, stop_at(step, 1, kill))
+    load(place)
+    assert_exactly_once(place, 30 * len(STEPS))
