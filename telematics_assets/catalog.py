@@ -11,13 +11,15 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
 from telematics_assets.errors import OptionError, UnknownNameError
 from telematics_assets.volumes.base import check_path
+from telematics_assets.volumes.globs import name_pattern
 
-FileFormat = Literal["parquet", "json"]
-SchemaEvolutionMode = Literal["addNewColumns", "rescue"]
+FileFormat = Literal["parquet", "json", "csv"]
+SchemaEvolutionMode = Literal["addNewColumns", "rescue", "failOnNewColumns", "none"]
 
 #: Columns that every table filled from files ends with: name, type, comment.
 SOURCE_FILE = "_source_file"
@@ -29,6 +31,9 @@ CORRUPT_RECORD = "_corrupt_record"
 # No `%`: delta-rs decodes `%41` in a path and then writes elsewhere.
 _NAME = re.compile(r"[^\x00-\x20/\x7f`.%]+")
 _OWN_COLUMN = re.compile(r"_[A-Za-z0-9_]+")
+_SEPARATOR = re.compile(r"[\t -\x7e]")
+_BYTES = re.compile(r"([0-9]{1,15})([kmgtp]?b?)")
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -159,16 +164,45 @@ class FileStreamOptions:
 
     Attributes:
         schema_evolution_mode: `addNewColumns` adds unknown columns to the table in the same run; `rescue` never
-            changes the table and puts them into the rescued data column.
+            changes the table and puts them into the rescued data column. In the next two the contract's columns are the
+            table's from its beginning (the first files' columns if the contract has none): `failOnNewColumns` refuses
+            a batch with a file that has others, until the contract, the mode or the file is changed; `none` ignores
+            them: no column is added and nothing fails, they go into the rescued data column.
         rescued_data_column: Name of the column that holds what did not fit the table.
         max_files_per_trigger: Files of one batch, at least 1.
-        raw_record_column: JSON only: name of a column that holds each line as it stands in the file, or None.
+        max_bytes_per_trigger: Bytes after which a batch takes no further file, a whole number or a text such as `10g`
+            (a `k` is 1024). Soft: the file that passes the limit is still taken, and so is at least one. None: no
+            limit.
+        path_glob_filter: Glob that a file's name must match, as Spark reads it (`*`, `?`, `[a-c]`, `{a,b}`); the stream
+            does not see other files. None: all.
+        modified_after: ISO timestamp, UTC unless it says otherwise. Files modified then or before are not seen.
+        modified_before: The same; files modified then or later are not seen.
+        include_existing_files: False: files that are there when the stream begins, which is its first load, are
+            recorded as `SKIPPED_EXISTING` and never loaded. Counts at that moment only.
+        allow_overwrites: Files that changed after they were ingested are ingested again; the new rows stand beside the
+            old ones.
+        raw_record_column: JSON and csv: name of a column that holds each record as it stands in the file, or None.
+        multi_line: JSON: a file is a document, an array of records or one record, not a record on each line; None is
+            False. csv: line ends may stand within quotes; None is True, so that no quoted text is torn.
+        header: csv: whether a file's first record names its columns. If not, the contract's columns come in order.
+        sep: csv: the separator, one ASCII character.
+        quote: csv: the quote, one ASCII character, or "" if there is none. In quotes a doubled one stands for itself.
     """
 
     schema_evolution_mode: SchemaEvolutionMode = "addNewColumns"
     rescued_data_column: str = "_rescued_data"
     max_files_per_trigger: int = 1000
+    max_bytes_per_trigger: int | str | None = None
+    path_glob_filter: str | None = None
+    modified_after: str | None = None
+    modified_before: str | None = None
+    include_existing_files: bool = True
+    allow_overwrites: bool = False
     raw_record_column: str | None = None
+    multi_line: bool | None = None
+    header: bool = True
+    sep: str = ","
+    quote: str = '"'
 
     def __post_init__(self) -> None:
         accepted = get_args(SchemaEvolutionMode)
@@ -195,6 +229,70 @@ class FileStreamOptions:
                 )
         if self.raw_record_column is not None and self.raw_record_column.lower() == self.rescued_data_column.lower():
             raise OptionError("raw_record_column and rescued_data_column name the same column. Give them two names.")
+        self._check_text_options()
+        self._check_choice_of_files()
+
+    def _check_text_options(self) -> None:
+        for option in ("multi_line", "header"):
+            value = getattr(self, option)
+            if type(value) is not bool and not (value is None and option == "multi_line"):
+                raise OptionError(f"{option}={value!r} is not accepted. Use True or False.")
+        for option in ("sep", "quote"):
+            char = getattr(self, option)
+            if char == "" and option == "quote":
+                continue
+            if not isinstance(char, str) or not _SEPARATOR.fullmatch(char):
+                raise OptionError(
+                    f"{option}={char!r} is not accepted. Use one ASCII character that is no line end (a tab is '\\t')"
+                    f"{', or an empty text for no quotes' if option == 'quote' else ''}."
+                )
+        if self.sep == self.quote:
+            raise OptionError(f"sep and quote are both {self.sep!r}. Give two different characters.")
+
+    def _check_choice_of_files(self) -> None:
+        for option in ("include_existing_files", "allow_overwrites"):
+            if not isinstance(getattr(self, option), bool):
+                raise OptionError(f"{option}={getattr(self, option)!r} is not accepted. Use True or False.")
+        if self.batch_bytes is not None and self.batch_bytes < 1:
+            raise OptionError(f"max_bytes_per_trigger={self.max_bytes_per_trigger!r} is not accepted. {_SIZES}")
+        if self.path_glob_filter is not None:
+            try:
+                name_pattern(self.path_glob_filter)
+            except (TypeError, ValueError) as error:
+                raise OptionError(
+                    f"path_glob_filter={self.path_glob_filter!r} is not accepted: {error}. Use a glob on file names of "
+                    "'*', '?', '[a-c]', '[!a]' and '{a,b}', such as '*.json', or None for all files."
+                ) from None
+        after, before = self.modified_bounds
+        if after is not None and before is not None and before - after < 2:
+            raise OptionError(
+                f"No file is modified after {self.modified_after!r} and before {self.modified_before!r}. "
+                "Give a modified_before that is later than modified_after."
+            )
+
+    @property
+    def batch_bytes(self) -> int | None:
+        """`max_bytes_per_trigger` as a number.
+
+        Raises:
+            OptionError: If it is none.
+        """
+        given = self.max_bytes_per_trigger
+        if given is None or type(given) is int:
+            return given
+        found = _BYTES.fullmatch(given.strip().lower()) if isinstance(given, str) else None
+        if found is None:
+            raise OptionError(f"max_bytes_per_trigger={given!r} is not accepted. {_SIZES}")
+        return int(found[1]) << 10 * " kmgtp".index(found[2].removesuffix("b") or " ")
+
+    @property
+    def modified_bounds(self) -> tuple[int | None, int | None]:
+        """`modified_after` and `modified_before` in nanoseconds since the epoch.
+
+        Raises:
+            OptionError: If one of them is no timestamp.
+        """
+        return _instant_ns("modified_after", self.modified_after), _instant_ns("modified_before", self.modified_before)
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> FileStreamOptions:
@@ -219,7 +317,8 @@ class FileStream:
 
     Attributes:
         name: Name of the stream, its checkpoint, its landing asset and its sensor: lower-case letters, digits, `_`.
-        format: `parquet`, or `json` (one JSON object per line, plain or gzip).
+        format: `parquet`; `json` (one JSON object per line, or a document with `multi_line`) or `csv`, both plain or
+            packed with gzip, bzip2 or Zstandard.
         folder: Folder inside the landing Volume.
         table: Bronze table, one level (`telematics`); the deployment's `Names` give the rest.
         contract: What the table promises.
@@ -249,8 +348,15 @@ class FileStream:
             object.__setattr__(self, "options", FileStreamOptions.parse(self.options))
         if self.fresh_within_hours is not None and not self.fresh_within_hours > 0:
             raise OptionError(f"fresh_within_hours={self.fresh_within_hours!r} is not accepted. Use a number above 0.")
-        if self.format != "json" and self.options.raw_record_column is not None:
-            raise OptionError("raw_record_column needs format='json': other formats have no lines.")
+        self._check_options_of_format()
+        options = self.options
+        mode = options.schema_evolution_mode
+        if mode != "addNewColumns" and not options.include_existing_files and not self.contract.columns:
+            raise OptionError(
+                f"include_existing_files=False with schema_evolution_mode={mode!r} needs a contract with columns, for "
+                f"no file gives any to the table. Declare columns of stream {self.name!r}, or use "
+                "schema_evolution_mode='addNewColumns'."
+            )
         taken = {name.lower() for name in self.own_columns}
         for column in self.contract.columns:
             if column.name.lower() in taken:
@@ -258,17 +364,29 @@ class FileStream:
                     f"The contract of stream {self.name!r} declares {column.name!r} twice, or uses a name of our own."
                 )
             taken.add(column.name.lower())
-            if self.format == "json" and column.type != "STRING":
+            if self.format != "parquet" and column.type != "STRING":
+                kind = "JSON" if self.format == "json" else self.format
                 raise OptionError(
-                    f"Column {column.name!r} of stream {self.name!r} is {column.type}: JSON columns are STRING, "
+                    f"Column {column.name!r} of stream {self.name!r} is {column.type}: {kind} columns are STRING, "
                     "so that they hold the value's text exactly as it stands in the file."
                 )
+
+    def _check_options_of_format(self) -> None:
+        if self.format == "parquet":
+            for option in ("raw_record_column", "multi_line"):
+                if getattr(self.options, option) is not None:
+                    raise OptionError(f"{option} needs format='json' or 'csv': other formats have no records of text.")
+        if self.format != "csv":
+            default = FileStreamOptions()
+            for option in ("header", "sep", "quote"):
+                if getattr(self.options, option) != getattr(default, option):
+                    raise OptionError(f"{option} needs format='csv'; stream {self.name!r} has format={self.format!r}.")
 
     @property
     def own_columns(self) -> tuple[str, ...]:
         """Columns that the loader adds behind the data, in table order."""
         own: list[str] = []
-        if self.format == "json":
+        if self.format != "parquet":
             own.append(CORRUPT_RECORD)
             if self.options.raw_record_column:
                 own.append(self.options.raw_record_column)
@@ -278,6 +396,25 @@ class FileStream:
     def with_options(self, **options: Any) -> FileStream:
         """A copy with some options changed."""
         return replace(self, options=FileStreamOptions.parse({**_as_dict(self.options), **options}))
+
+
+_SIZES = "Use a whole number of bytes from 1, a text such as '512m' or '10g', or None for no limit."
+
+
+def _instant_ns(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        if not isinstance(text, str) or not _INSTANT.fullmatch(text):
+            raise ValueError
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise OptionError(
+            f"{option}={text!r} is not accepted. Use an ISO timestamp such as '2026-01-31', '2026-01-31T12:00:00' "
+            "(both UTC) or '2026-01-31T12:00:00+02:00', with at most six digits of a second, or None."
+        ) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
 
 
 def _as_dict(options: FileStreamOptions) -> dict[str, Any]:

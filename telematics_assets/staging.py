@@ -9,7 +9,6 @@ nothing of it is uploaded.
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import stat as stat_module
@@ -20,7 +19,8 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import pyarrow as pa
 
-from telematics_assets.autoloader.json_lines import read_json
+from telematics_assets.autoloader.codecs import unpacked
+from telematics_assets.autoloader.formats import Columns, file_columns, read_file
 from telematics_assets.autoloader.parquet import parquet_schema
 from telematics_assets.catalog import CORRUPT_RECORD
 from telematics_assets.errors import (
@@ -145,9 +145,7 @@ def _staged(path: Path, target: str, relative: Path, stream: FileStream, volume:
         raise StagingError("it is no regular file")
     with path.open("rb") as file:
         source = _Steady(file)
-        problem = (
-            _parquet_problem(source, stream) if stream.format == "parquet" else _json_problem(source, stream, path)
-        )
+        problem = _PROBLEMS[stream.format](source, stream)
         if problem:
             raise StagingError(problem)
         size = os.fstat(file.fileno()).st_size
@@ -212,35 +210,60 @@ def _parquet_problem(source: _Steady, stream: FileStream) -> str | None:
     return None
 
 
-def _json_problem(source: _Steady, stream: FileStream, path: Path) -> str | None:
+def _json_problem(source: _Steady, stream: FileStream) -> str | None:
     """Why a JSON file does not match, by all its lines, or None."""
     contract = [column.name for column in stream.contract.columns]
-    rescued = stream.options.rescued_data_column
-    target = pa.schema([(name, pa.string()) for name in (*contract, CORRUPT_RECORD, rescued)])
     rows = 0
     valued: set[str] = set()
     keys: dict[str, None] = {}
 
-    def remember(unknown: Sequence[str]) -> None:
-        keys.update(dict.fromkeys(unknown))
+    def remember(columns: Columns) -> None:
+        keys.update(dict.fromkeys(name for name, _ in columns))
 
-    chunks = read_json(
-        cast(BinaryIO, source),
-        target,
-        rescued_column=rescued,
-        raw_column=None,
-        file_path=path.name,
-        on_unknown=remember,
-    )
+    chunks = read_file(cast(BinaryIO, source), stream, _target(stream, contract), "", on_columns=remember)
     for chunk in chunks:
         if chunk.corrupt_rows:
             corrupt = chunk.table[CORRUPT_RECORD]
-            return _bad_line(source, rows + corrupt.is_valid().index(True).as_py())
+            row = corrupt.is_valid().index(True).as_py()
+            if stream.options.multi_line:
+                return f"element {rows + row + 1} is no JSON object: {_start(corrupt[row].as_py())}"
+            return _bad_line(source, rows + row)
         rows += chunk.table.num_rows
         valued.update(name for name in contract if chunk.table[name].null_count < chunk.table.num_rows)
     if not rows:
         return "it has no records"
     return _columns_problem(stream, valued, list(keys))
+
+
+def _csv_problem(source: _Steady, stream: FileStream) -> str | None:
+    """Why a delimited file does not match, by its columns and all its records, or None."""
+    names = [name for name, _ in file_columns(cast(BinaryIO, source), stream)]
+    if not names:
+        return "it has no records"
+    contract = [column.name for column in stream.contract.columns]
+    problem = _columns_problem(stream, {name for name in contract if name in names}, names)
+    if problem:
+        return problem
+    source.seek(0)
+    rows = 0
+    for chunk in read_file(cast(BinaryIO, source), stream, _target(stream, names), ""):
+        for column, says in (
+            (CORRUPT_RECORD, "can't be read"),
+            (stream.options.rescued_data_column, "has more fields than the file has columns"),
+        ):
+            found = chunk.table[column]
+            if found.null_count < len(found):
+                row = found.is_valid().index(True).as_py()
+                return f"record {rows + row + 1} {says}: {_start(found[row].as_py())}"
+        rows += chunk.table.num_rows
+    return None if rows else "it has no records"
+
+
+def _target(stream: FileStream, names: Sequence[str]) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in (*names, CORRUPT_RECORD, stream.options.rescued_data_column)])
+
+
+_PROBLEMS = {"parquet": _parquet_problem, "json": _json_problem, "csv": _csv_problem}
 
 
 def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str]) -> str | None:
@@ -278,16 +301,25 @@ def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str]
 def _bad_line(source: _Steady, row: int) -> str:
     """Name the line of a row; blank lines are no rows."""
     source.seek(0)
-    buffered = io.BufferedReader(source)
-    packed = buffered.peek(2)[:2] == b"\x1f\x8b"
-    lines: Iterable[bytes] = cast("Iterable[bytes]", gzip.GzipFile(fileobj=buffered)) if packed else buffered
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(unpacked(cast(BinaryIO, source))), 1):
         if line.strip(b" \t\r\n"):
             if row == 0:
-                text = line.rstrip(b"\r\n").decode(errors="backslashreplace")
-                return f"line {number} is no JSON object: {text[:_SHOWN]}{'…' if len(text) > _SHOWN else ''}"
+                text = line.rstrip(b"\r").decode(errors="backslashreplace")
+                return f"line {number} is no JSON object: {_start(text)}"
             row -= 1
     return "it has a corrupt record"
+
+
+def _lines(opened: BinaryIO) -> Iterator[bytes]:
+    left = b""
+    while piece := opened.read(_COMPARED_BYTES):
+        *whole, left = (left + piece).split(b"\n")
+        yield from whole
+    yield left
+
+
+def _start(text: str) -> str:
+    return f"{text[:_SHOWN]}{'…' if len(text) > _SHOWN else ''}"
 
 
 def _same_content(source: BinaryIO, target: str, volume: Volume) -> bool:

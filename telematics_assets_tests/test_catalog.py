@@ -123,6 +123,26 @@ def test_an_option_that_resembles_nothing_is_answered_with_all() -> None:
         ("max_files_per_trigger", 1.5, "a whole number from 1"),
         ("max_files_per_trigger", "10", "a whole number from 1"),
         ("max_files_per_trigger", True, "a whole number from 1"),
+        ("schema_evolution_mode", "failonnewcolumns", "failOnNewColumns, none"),
+        ("max_bytes_per_trigger", 0, "a whole number of bytes from 1"),
+        ("max_bytes_per_trigger", "0g", "a whole number of bytes from 1"),
+        ("max_bytes_per_trigger", -1, "a whole number of bytes from 1"),
+        ("max_bytes_per_trigger", "10 gigabytes", "'512m' or '10g'"),
+        ("max_bytes_per_trigger", "1.5g", "'512m' or '10g'"),
+        ("max_bytes_per_trigger", "", "'512m' or '10g'"),
+        ("max_bytes_per_trigger", True, "'512m' or '10g'"),
+        ("path_glob_filter", "", "such as '*.json'"),
+        ("path_glob_filter", "day/*.json", "a glob on file names"),
+        ("path_glob_filter", "[ab", "a '[' is not closed"),
+        ("path_glob_filter", 7, "such as '*.json'"),
+        ("modified_after", "yesterday", "'2026-01-31T12:00:00+02:00'"),
+        ("modified_after", "2026-02-30", "'2026-01-31'"),
+        ("modified_after", "2026-01-31T12:00:00.1234567", "six digits"),
+        ("modified_before", "20260131", "'2026-01-31'"),
+        ("modified_before", 1767225600, "'2026-01-31'"),
+        ("include_existing_files", "false", "True or False"),
+        ("include_existing_files", None, "True or False"),
+        ("allow_overwrites", 1, "True or False"),
         ("rescued_data_column", "rescued", "starts with '_'"),
         ("rescued_data_column", "", "starts with '_'"),
         ("rescued_data_column", "_batch_id", "is none of"),
@@ -130,6 +150,18 @@ def test_an_option_that_resembles_nothing_is_answered_with_all() -> None:
         ("raw_record_column", "_corrupt_record", "is none of"),
         ("raw_record_column", "raw", "starts with '_'"),
         ("raw_record_column", "_Rescued_Data", "Give them two names"),
+        ("multi_line", 1, "True or False"),
+        ("multi_line", "true", "True or False"),
+        ("header", None, "True or False"),
+        ("sep", "", "one ASCII character"),
+        ("sep", ",,", "one ASCII character"),
+        ("sep", "\n", "one ASCII character"),
+        ("sep", "\\t", "a tab is"),
+        ("sep", "é", "one ASCII character"),
+        ("sep", '"', "two different characters"),
+        ("sep", None, "one ASCII character"),
+        ("quote", "\r", "one ASCII character"),
+        ("quote", "''", "or an empty text"),
     ],
 )
 def test_an_option_value_that_is_not_accepted_is_shown_with_what_is(option: str, value: object, accepted: str) -> None:
@@ -137,6 +169,59 @@ def test_an_option_value_that_is_not_accepted_is_shown_with_what_is(option: str,
         stream(options={option: value})
     assert option in str(refused.value)
     assert accepted in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        (None, None),
+        (7, 7),
+        ("7", 7),
+        ("7b", 7),
+        ("3k", 3 << 10),
+        ("3KB", 3 << 10),
+        ("512m", 512 << 20),
+        (" 10GB ", 10 << 30),
+        ("2t", 2 << 40),
+        ("1p", 1 << 50),
+    ],
+)
+def test_bytes_are_a_number_or_a_text_with_a_unit(given: int | str | None, number: int | None) -> None:
+    assert FileStreamOptions(max_bytes_per_trigger=given).batch_bytes == number
+
+
+@pytest.mark.parametrize(
+    ("given", "nanoseconds"),
+    [
+        ("1970-01-02", 86_400 * 10**9),
+        ("1970-01-01T00:00:01", 10**9),
+        ("1970-01-01 00:01", 60 * 10**9),
+        ("1970-01-01T00:00:00.000001Z", 1_000),
+        ("1970-01-01T02:00:00+02:00", 0),
+        ("1969-12-31T23:59:59.9", -(10**8)),
+        ("9999-12-31T23:59:59.999999", 253_402_300_799_999_999_000),
+    ],
+)
+def test_a_timestamp_is_utc_unless_it_says_otherwise(given: str, nanoseconds: int) -> None:
+    assert FileStreamOptions(modified_after=given).modified_bounds == (nanoseconds, None)
+    assert FileStreamOptions(modified_before=given).modified_bounds == (None, nanoseconds)
+
+
+@pytest.mark.parametrize("before", ["2026-01-31", "2026-01-30T23:59:59", "2026-01-31T01:00:00+01:00"])
+def test_bounds_that_no_file_lies_between_are_refused(before: str) -> None:
+    with pytest.raises(OptionError, match="No file is modified after '2026-01-31'") as refused:
+        FileStreamOptions(modified_after="2026-01-31", modified_before=before)
+    assert repr(before) in str(refused.value)
+
+
+@pytest.mark.parametrize("mode", ["rescue", "failOnNewColumns", "none"])
+def test_a_table_that_nothing_gives_columns_to_is_refused(mode: str) -> None:
+    bare = TableContract("Things.")
+    with pytest.raises(OptionError, match="needs a contract with columns") as refused:
+        stream(contract=bare, options={"include_existing_files": False, "schema_evolution_mode": mode})
+    assert repr(mode) in str(refused.value)
+    stream(contract=bare, options={"include_existing_files": False})
+    stream(options={"include_existing_files": False, "schema_evolution_mode": mode})
 
 
 def test_options_may_be_a_mapping_or_an_object() -> None:
@@ -163,7 +248,7 @@ def test_a_stream_name_is_a_plain_word(name: str) -> None:
         stream(name=name)
 
 
-@pytest.mark.parametrize("format", ["csv", "JSON", "", "delta"])
+@pytest.mark.parametrize("format", ["orc", "JSON", "", "delta"])
 def test_an_unknown_format_names_the_known_ones(format: str) -> None:
     with pytest.raises(OptionError, match="Use one of: parquet, json"):
         stream(format=format)
@@ -208,12 +293,34 @@ def test_json_columns_are_text() -> None:
     numbers = TableContract("One row per thing.", (Column("n", "BIGINT", "A number."),))
     with pytest.raises(OptionError, match="'n'.*BIGINT: JSON columns are STRING"):  # noqa: RUF043
         stream(contract=numbers)
+    with pytest.raises(OptionError, match="csv columns are STRING"):
+        stream(format="csv", contract=numbers)
     assert stream(format="parquet", contract=numbers).contract is numbers
 
 
 def test_raw_records_need_lines() -> None:
     with pytest.raises(OptionError, match="raw_record_column needs format='json'"):
         stream(format="parquet", options={"raw_record_column": "_raw"})
+    assert stream(format="csv", options={"raw_record_column": "_raw"}).own_columns[:2] == ("_corrupt_record", "_raw")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "formats"),
+    [
+        ("multi_line", False, {"json", "csv"}),
+        ("multi_line", True, {"json", "csv"}),
+        ("header", False, {"csv"}),
+        ("sep", ";", {"csv"}),
+        ("quote", "", {"csv"}),
+    ],
+)
+def test_an_option_of_one_format_is_refused_for_others(option: str, value: object, formats: set[str]) -> None:
+    for format in ("parquet", "json", "csv"):
+        if format in formats:
+            assert getattr(stream(format=format, options={option: value}).options, option) == value
+        else:
+            with pytest.raises(OptionError, match=f"{option} needs format="):
+                stream(format=format, options={option: value})
 
 
 def test_a_stream_is_found_by_name_or_the_known_ones_are_listed() -> None:

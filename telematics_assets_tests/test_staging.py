@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -206,6 +207,76 @@ def test_a_contract_without_required_columns_still_keeps_other_data_out(samples:
     assert refusal(stage_one(b'{"other": 1}\n', trips, samples, volume)) == "it has none of the contract's columns"
     anything = FileStream("trips", "json", "json", "trips", TableContract("Anything."))
     assert stage_one(b'{"other": 1}\n', anything, samples, volume).refused == ()
+
+
+TRIPS_CSV = FileStream(
+    "trips",
+    "csv",
+    "csv",
+    "trips",
+    TableContract(
+        "One row per trip.", (Column("trip_id", "STRING", "Trip.", required=True), Column("km", "STRING", "Distance."))
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"trip_id,km\n1,2.5\n", b'km,trip_id,new\r\n"a\nb",,\r\n', b"trip_id\n1\n", bz2.compress(b"trip_id\n1\n")],
+    ids=range(4),
+)
+def test_a_delimited_file_that_fits_is_staged_as_it_is(data: bytes, samples: Path, volume: MemoryVolume) -> None:
+    (staged,) = stage_one(data, TRIPS_CSV, samples, volume).staged
+    assert volume.read(staged.path) == data
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it has no records"),
+        (b"trip_id,km\n", "it has no records"),
+        (b"km,speed\n1,2\n", "required columns are missing: trip_id"),
+        (b"trip_id,KM\n1,2\n", "column 'KM' differs from the contract's 'km' by case"),
+        (b"trip_id,_batch_id\n1,2\n", "column '_batch_id' is a name of the loader's own"),
+        (b'trip_id,km\n1,2\n3,"4"5\n', 'record 2 can\'t be read: 3,"4"5'),
+        (b"trip_id,km\n1,2\n3,4,5\n", "record 2 has more fields than the file has columns"),
+        (b'trip_id,km\n1,"2\n', "record 1 can't be read"),
+        (b'"trip_id,km\n1,2\n', "header"),
+        (gzip.compress(b"trip_id,km\n1,2\n")[:-4], "gzip"),
+        (PARQUET, "header"),
+    ],
+    ids=range(11),
+)
+def test_a_delimited_file_that_does_not_fit_is_refused_with_the_reason(
+    data: bytes, reason: str, samples: Path, volume: MemoryVolume
+) -> None:
+    assert reason in refusal(stage_one(data, TRIPS_CSV, samples, volume))
+    assert list(iterate(volume.scan("csv"))) == []
+
+
+def test_a_delimited_file_is_checked_with_the_streams_options(samples: Path, volume: MemoryVolume) -> None:
+    bare = TRIPS_CSV.with_options(header=False, sep=";", raw_record_column="_raw")
+    assert stage_one(b"1;2\n", bare, samples, volume).refused == ()
+    assert "record 2 has more fields" in refusal(stage_one(b"1\n2;3;4\n", bare, samples, MemoryVolume()))
+    strict = TRIPS_CSV.with_options(schema_evolution_mode="rescue")
+    assert "column 'new' is not in the contract" in refusal(
+        stage_one(b"trip_id,new\n1,2\n", strict, samples, MemoryVolume())
+    )
+
+
+def test_a_json_document_is_checked_element_by_element(samples: Path, volume: MemoryVolume) -> None:
+    documents = TELEMATICS_TEST.with_options(multi_line=True)
+    whole = json.dumps([RECORD, RECORD], indent=2).encode()
+    assert stage_one(whole, documents, samples, volume).refused == ()
+    broken = whole.rstrip(b"]") + b", [1]]"
+    assert refusal(stage_one(broken, documents, samples, MemoryVolume())) == "element 3 is no JSON object: [1]"
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lambda data: pa.Codec("zstd").compress(data, asbytes=True)])
+def test_json_may_be_packed(pack: Callable[[bytes], bytes], samples: Path, volume: MemoryVolume) -> None:
+    assert stage_one(pack(JSON), TELEMATICS_TEST, samples, volume).refused == ()
+    reason = refusal(stage_one(pack(JSON + b"oops\n"), TELEMATICS_TEST, samples, MemoryVolume()))
+    assert reason == "line 21 is no JSON object: oops"
 
 
 def test_names_that_are_no_data_and_things_that_are_no_files_are_refused_with_the_reason(

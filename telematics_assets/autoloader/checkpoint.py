@@ -8,6 +8,7 @@ Does not belong here: the order of steps (`loader.py`), listing and reading data
     results/<n>.<attempt>   what one attempt made of every file of the plan, and the schema it wrote
     commits/<n>             which attempt counts, and the table version that holds it
     ledger/<a>-<b>          the files decided by batches a to b, in columns (Parquet)
+    ledger/existing         the files that were there when a stream began that was to leave them out, the same columns
 
 Every file is published by write-if-absent and never changed. Ledger segments merge results in tiers of `FANOUT`, so
 that a
@@ -41,6 +42,7 @@ _FIELDS = {
     "results": {"batch_id", "attempt", "files", "added", "schema"},
     "commits": {"batch_id", "attempt", "table_version"},
 }
+_EXISTING = "existing"
 #: How often a listing is repeated when another process merges and deletes under it.
 _READS = 4
 
@@ -159,7 +161,7 @@ class Checkpoint:
         self._volume = volume
         self._stream = stream
         self._root = f"_checkpoints/{stream}"
-        self._cached: tuple[Metadata, int, pl.DataFrame] | None = None
+        self._cached: tuple[Metadata, int, pl.DataFrame, pl.DataFrame] | None = None
 
     @property
     def location(self) -> str:
@@ -262,12 +264,37 @@ class Checkpoint:
 
     def ledger(self, metadata: Metadata) -> pl.DataFrame:
         """Every known file with its newest state: `LEDGER_SCHEMA`, one row per path."""
+        return self.versions(metadata)[0]
+
+    def versions(self, metadata: Metadata) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The ledger, and the versions of its files that were ingested before the ones that it tells of."""
         for _ in range(_READS):
             try:
                 return self._ledger(metadata)
             except FileMissingError as error:
                 missing = error
         raise self._corrupt("ledger", f"a file of it is missing ({missing})")
+
+    def record_existing(self, files: pl.DataFrame) -> None:
+        """Publish the files that are there before the stream begins; what another loader published first stays.
+
+        It comes before the table and the identity: a stream that began has it, and a crash in between leaves a record
+        that the next beginning takes up.
+
+        Args:
+            files: Columns of a listing.
+        """
+        frame = files.select(
+            "path",
+            "size",
+            "modified_ns",
+            state=pl.lit("SKIPPED_EXISTING"),
+            reason=pl.lit("it was there before the stream began"),
+            rows=pl.lit(None, pl.Int64),
+            batch_id=pl.lit(None, pl.Int64),
+            table_version=pl.lit(None, pl.Int64),
+        )
+        self._publish_frame(_EXISTING, frame)
 
     def compact(self, metadata: Metadata) -> None:
         """Merge results and segments that are due, and delete what a published segment covers."""
@@ -293,14 +320,14 @@ class Checkpoint:
             merged_from = group[0][0]
             segments = segments[: -(FANOUT - 1)]
             span *= FANOUT
-        frame = _newest(pl.concat(parts))
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer, compression="zstd", metadata={"telematics.format": str(FORMAT)})
-        self._volume.create(f"{self._root}/ledger/{_number(merged_from)}-{_number(end)}", buffer.getvalue())
+        newest, superseded = _split(pl.concat(parts))
+        self._publish_frame(f"{_number(merged_from)}-{_number(end)}", pl.concat([superseded, newest]))
         self._clean(metadata, committed[-1])
 
     def forget(self) -> None:
         """Delete the whole checkpoint; the identity goes first, so that what a crash leaves behind means nothing."""
+        # Without an identity this one would still count for the stream that begins next.
+        self._volume.delete(f"{self._root}/ledger/{_EXISTING}")
         for folder in ("metadata", "commits", "offsets", "results", "ledger"):
             for name in self._volume.names(f"{self._root}/{folder}"):
                 self._volume.delete(f"{self._root}/{folder}/{name}")
@@ -314,11 +341,7 @@ class Checkpoint:
     def begin_from(self, metadata: Metadata, files: pl.DataFrame, commit: BatchCommit) -> None:
         """Publish a new generation whose first batch is already committed and knows these files (`LEDGER_SCHEMA`)."""
         number = _number(commit.batch_id)
-        buffer = io.BytesIO()
-        files.select(list(LEDGER_SCHEMA)).write_parquet(
-            buffer, compression="zstd", metadata={"telematics.format": str(FORMAT)}
-        )
-        self._volume.create(f"{self._root}/ledger/{number}-{number}", buffer.getvalue())
+        self._publish_frame(f"{number}-{number}", files.select(list(LEDGER_SCHEMA)))
         self.publish_commit(commit)
         self._publish("metadata", str(self._generation() + 1), asdict(metadata))
 
@@ -336,26 +359,28 @@ class Checkpoint:
                 if number.isdigit() and int(number) <= covered:
                     self._volume.delete(f"{self._root}/{folder}/{name}")
 
-    def _ledger(self, metadata: Metadata) -> pl.DataFrame:
+    def _ledger(self, metadata: Metadata) -> tuple[pl.DataFrame, pl.DataFrame]:
         segments = self._segments(metadata.first_batch)
         last = self.last_commit(metadata)
         newest = metadata.first_batch - 1 if last is None else last.batch_id
         cached = self._cached
         if cached is not None and cached[0] == metadata and cached[1] <= newest:
             if cached[1] == newest:
-                return cached[2]
+                return cached[2], cached[3]
             start = cached[1] + 1
-            parts = [cached[2]]
+            parts = [cached[3], cached[2]]
             if segments and segments[-1][1] >= start:
                 parts += [self._segment(a, b) for a, b in segments if b >= start]
                 start = segments[-1][1] + 1
         else:
-            parts = [self._segment(a, b) for a, b in segments]
+            there = _EXISTING in self._volume.names(f"{self._root}/ledger")
+            parts = [self._frame(_EXISTING)] if there else []
+            parts += [self._segment(a, b) for a, b in segments]
             start = segments[-1][1] + 1 if segments else metadata.first_batch
         parts += [self._results_frame(metadata, n) for n in range(start, newest + 1)]
-        frame = _newest(pl.concat(parts)) if parts else self.no_files()
-        self._cached = (metadata, newest, frame)
-        return frame
+        frame, superseded = _split(pl.concat(parts) if parts else self.no_files())
+        self._cached = (metadata, newest, frame, superseded)
+        return frame, superseded
 
     def _results_frame(self, metadata: Metadata, batch_id: int) -> pl.DataFrame:
         commit = BatchCommit(**self._read("commits", _number(batch_id)))
@@ -393,7 +418,15 @@ class Checkpoint:
         return chain
 
     def _segment(self, a: int, b: int) -> pl.DataFrame:
-        name = f"ledger/{_number(a)}-{_number(b)}"
+        return self._frame(f"{_number(a)}-{_number(b)}")
+
+    def _publish_frame(self, name: str, frame: pl.DataFrame) -> None:
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer, compression="zstd", metadata={"telematics.format": str(FORMAT)})
+        self._volume.create(f"{self._root}/ledger/{name}", buffer.getvalue())
+
+    def _frame(self, segment: str) -> pl.DataFrame:
+        name = f"ledger/{segment}"
         data = self._volume.read(f"{self._root}/{name}")
         try:
             version = pl.read_parquet_metadata(io.BytesIO(data)).get("telematics.format", "0")
@@ -457,8 +490,14 @@ def choices(stream: str) -> str:
     )
 
 
-def _newest(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.unique("path", keep="last", maintain_order=True)
+def _split(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The newest row of each path, and the rows of versions that were ingested before it."""
+    newest = frame.unique("path", keep="last", maintain_order=True)
+    if newest.height == frame.height:
+        return newest, frame.clear()
+    version = ["path", "batch_id"]
+    older = frame.filter(pl.col("state") == "INGESTED").join(newest, on=version, how="anti", maintain_order="left")
+    return newest, older.unique(version, keep="last", maintain_order=True)
 
 
 def _number(batch_id: int) -> str:

@@ -1,6 +1,7 @@
 """What every reader yields: rows that fit the table, column by column.
 
-Belongs here: the one shape between readers (`json_lines.py`, `parquet.py`) and the loader.
+Belongs here: the one shape between readers (`json_lines.py`, `delimited.py`, `parquet.py`) and the loader, and the
+limit of a record of text.
 Does not belong here: reading, schema decisions, Dagster.
 """
 
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+#: The longest record of text that is read, in bytes without its line end. A file with a longer one is quarantined.
+MAX_RECORD_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,11 @@ class Chunk:
     table: pa.Table
     rescued_rows: int = 0
     corrupt_rows: int = 0
+
+
+class RecordTooLongError(Exception):
+    """Raised inside a reader when a record is too long; `record` counts from the first that was not yielded yet."""
+
+    def __init__(self, record: int = 0) -> None:
+        super().__init__(record)
+        self.record = record

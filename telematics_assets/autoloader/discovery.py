@@ -16,13 +16,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from telematics_assets.autoloader.checkpoint import as_files
-from telematics_assets.autoloader.json_lines import is_complete_json
-from telematics_assets.autoloader.parquet import is_complete_parquet
-from telematics_assets.catalog import FileFormat
+from telematics_assets.autoloader.formats import completeness
+from telematics_assets.catalog import FileFormat, FileStreamOptions
 from telematics_assets.errors import FileMissingError, VolumeError
 from telematics_assets.volumes.base import FileEntry, Listing, Problem, Volume
-
-_COMPLETE = {"json": is_complete_json, "parquet": is_complete_parquet}
+from telematics_assets.volumes.globs import name_pattern
 
 #: How many young files a look opens to see whether they are complete; beyond, they count as complete.
 LOOK_OPENS = 256
@@ -61,6 +59,7 @@ class Discovery:
         incomplete_seconds: float,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
+        options: FileStreamOptions | None = None,
     ) -> None:
         """Discover files of one folder.
 
@@ -73,25 +72,30 @@ class Discovery:
             incomplete_seconds: How long a file without its end may still be growing; after that it is read as it is.
             clock: Wall clock, nanoseconds.
             monotonic: Clock that never goes back, seconds.
+            options: The stream's options.
         """
         self._volume = volume
         self._folder = folder
-        self._complete = _COMPLETE[format]
+        self._options = options or FileStreamOptions()
+        self._complete = completeness(format, self._options)
         self._settle = settle_seconds
         self._incomplete = incomplete_seconds
         self._clock = clock
         self._monotonic = monotonic
         self._sightings: dict[tuple[str, int, int, str | None], float] = {}
 
-    def run(self, ledger: pl.DataFrame, opens: int | None = None) -> Discovered:
+    def run(self, ledger: pl.DataFrame, superseded: pl.DataFrame | None = None, opens: int | None = None) -> Discovered:
         """List the folder and compare it with the ledger.
 
         Args:
             ledger: The known files.
+            superseded: Versions of files that were ingested before those that the ledger tells of.
             opens: Open at most this many young files to see whether they are complete; all if None.
         """
-        listing = self._volume.scan(self._folder)
-        new, changed = compare(listing, ledger)
+        listing = choose(self._volume.scan(self._folder), self._options)
+        new, changed = compare(listing, ledger, superseded)
+        if self._options.allow_overwrites:
+            new, changed = pl.concat([new, changed]), changed.clear()
         ready, waiting = self._settled(new, opens)
         return Discovered(
             ready.sort("modified_ns", "path"),
@@ -144,11 +148,28 @@ class Discovery:
             return True
 
 
-def compare(listing: Listing, ledger: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def choose(listing: Listing, options: FileStreamOptions) -> Listing:
+    """The files of a listing that a stream sees at all, by name and modification time."""
+    files = listing.files
+    after, before = options.modified_bounds
+    if after is not None:
+        files = files.filter(pl.col("modified_ns") > after)
+    if before is not None:
+        files = files.filter(pl.col("modified_ns") < before)
+    if options.path_glob_filter is not None:
+        name = pl.col("path").str.extract("([^/]*)$")
+        files = files.filter(name.str.contains(name_pattern(options.path_glob_filter)))
+    return Listing(files, listing.problems)
+
+
+def compare(
+    listing: Listing, ledger: pl.DataFrame, superseded: pl.DataFrame | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split a listing into new and changed files; what is neither is known as it stands.
 
     A file is new if the ledger does not know it, if it was missing before, or if it was unreadable and changed since.
-    It is changed if its rows are in the table and its size or modification time is another one now.
+    It is changed if its rows are in the table, or it was there before the stream began, and its size or modification
+    time is another one now. A version that was ingested once is known for ever, whatever came after it.
 
     Returns:
         Two frames with the listing's columns.
@@ -157,16 +178,23 @@ def compare(listing: Listing, ledger: pl.DataFrame) -> tuple[pl.DataFrame, pl.Da
     exact = ["path", "size", "modified_ns"]
     decided = ledger.filter(pl.col("state") != "SKIPPED_MISSING")
     other = files.join(decided, on=exact, how="anti")
+    if superseded is not None and not superseded.is_empty():
+        # Versions known from table rows have no sizes, and times in microseconds.
+        rebuilt = superseded.filter(pl.col("size").is_null())
+        microseconds = pl.col("modified_ns") // 1000
+        other = other.join(superseded, on=exact, how="anti").join(
+            rebuilt, left_on=["path", microseconds], right_on=["path", microseconds], how="anti"
+        )
     if other.is_empty():
         return other, other
     known = other.join(
         decided.select("path", "state", known_size="size", known_ns="modified_ns"), on="path", how="left"
     )
-    ingested = pl.col("state") == "INGESTED"
+    settled = pl.col("state").is_in(["INGESTED", "SKIPPED_EXISTING"])
     # A ledger made from table rows has no sizes, and times in microseconds.
     same = pl.col("known_size").is_null() & (pl.col("modified_ns") // 1000 == pl.col("known_ns") // 1000)
-    new = known.filter(~ingested.fill_null(False))
-    changed = known.filter(ingested & ~same.fill_null(False))
+    new = known.filter(~settled.fill_null(False))
+    changed = known.filter(settled & ~same.fill_null(False))
     return new.select(files.columns), changed.select(files.columns)
 
 

@@ -1,9 +1,9 @@
-"""JSON files with one record per line, plain or gzip, read exactly and column by column.
+"""JSON files, plain or packed, read exactly and column by column.
 
 Belongs here: cutting a file into lines, the columns of many lines at once, rescue, and the two cheap looks at a file
-(is it complete, which keys does it have).
+(is it complete, which keys does it have). A document is read in the same way, its elements being the lines.
 Does not belong here: what a record is (`json_exact.py`), which lines may skip the exact parser (`json_shapes.py`),
-schema decisions, Dagster.
+where a document's elements are (`json_documents.py`), unpacking (`codecs.py`), schema decisions, Dagster.
 
 A block of whole lines is read, lines of known shape are proven by one pattern per shape, and their values are cut out
 by position; every other line takes the exact parser, one by one. Both ways give the same rows.
@@ -11,13 +11,9 @@ by position; every other line takes the exact parser, one by one. Both ways give
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
-import os
-import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from threading import Lock
@@ -29,7 +25,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from telematics_assets.autoloader.chunks import Chunk
+from telematics_assets.autoloader.chunks import MAX_RECORD_BYTES, Chunk, RecordTooLongError
+from telematics_assets.autoloader.codecs import codec, is_complete_packed, read_up_to, unpacked
+from telematics_assets.autoloader.json_documents import Elements, elements, is_complete_document
 from telematics_assets.autoloader.json_exact import (
     WHITE_SPACE,
     Value,
@@ -40,11 +38,10 @@ from telematics_assets.autoloader.json_exact import (
     rescued_keys,
 )
 from telematics_assets.autoloader.json_shapes import Field, Place, Shape, learn
+from telematics_assets.autoloader.ordered import in_order
+from telematics_assets.autoloader.spans import Ints, Mask, cut, is_string, is_utf8, mask, replace
 from telematics_assets.catalog import CORRUPT_RECORD
 from telematics_assets.errors import UnreadableFileError
-
-#: The longest line that is read, in bytes without its line end. A file with a longer one is quarantined.
-MAX_RECORD_BYTES = 16 * 1024 * 1024
 
 #: How much of a file is parsed at a time.
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -52,14 +49,6 @@ CHUNK_BYTES = 8 * 1024 * 1024
 #: How far back from a file's end its last line is looked for, before a closing brace has to do.
 TAIL_BYTES = 1024 * 1024
 
-#: How much of a gzip file (as stored) is unpacked to see whether it is complete; a larger one counts as complete.
-GZIP_LOOK_BYTES = 32 * 1024 * 1024
-
-#: How much is unpacked at most for that look.
-GZIP_LOOK_UNPACKED_BYTES = 256 * 1024 * 1024
-
-_GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 _BOM = b"\xef\xbb\xbf"
 _QUOTE, _BACKSLASH, _COMMA, _NULL, _LINE_FEED, _RETURN = b'"\\,n\n\r'
 _FILE_PATH = "_file_path"
@@ -73,13 +62,8 @@ _LEARN_MISSES = 4
 _LEARN_LOOKS = 500
 _MAX_SHAPES = 64
 
-_WORKERS = min(4, os.cpu_count() or 1)
-
 _EXACT = -1
 _BLANK = -2
-
-_Ints = npt.NDArray[np.int32]
-_Mask = npt.NDArray[np.bool_]
 
 
 def read_json(
@@ -89,18 +73,20 @@ def read_json(
     rescued_column: str,
     raw_column: str | None,
     file_path: str,
+    multi_line: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
     on_unknown: Callable[[Sequence[str]], None] | None = None,
 ) -> Iterator[Chunk]:
-    """Read a file of JSON lines, in file order and in bounded memory.
+    """Read a file of JSON lines, or a JSON document, in file order and in bounded memory.
 
     Args:
-        source: The file, plain or gzip; it can seek.
+        source: The file, plain or packed; it can seek.
         target: The columns to yield: data columns, `_corrupt_record`, the raw column if any, the rescued column. A data
             column that is no string column is not filled: its key is rescued. `pa.string()` needs no conversion.
         rescued_column: Name of the rescued data column.
         raw_column: Name of the column for the line as it stands in the file, or None.
         file_path: How the rescued data names the file.
+        multi_line: The file is a document: its elements are read as lines are (`json_documents.elements`).
         chunk_bytes: How much is parsed at a time; the rows are the same with any.
         on_unknown: Called before a chunk is yielded, with those keys of its records that name no column of `target`, in
             order of appearance.
@@ -109,98 +95,96 @@ def read_json(
         Chunks with at least one row each.
 
     Raises:
-        UnreadableFileError: If the file is gzip and can't be unpacked to its end, or a line is longer than
+        UnreadableFileError: If the file is packed and can't be unpacked to its end, or a line is longer than
             `MAX_RECORD_BYTES`; rows before that place may have been yielded.
     """
     layout = _Layout.of(target, rescued_column, raw_column, file_path)
     shapes = _Shapes()
     lines_before = 0
-    blocks = _blocks(_opened(source), chunk_bytes)
-    results = _in_order(lambda block: _read_block(block, layout, shapes), blocks)
+    opened = unpacked(source, repr(file_path))
+    blocks: Iterator[bytes | Elements] = _blocks(opened, chunk_bytes)
+    if multi_line:
+        blocks = elements(opened, chunk_bytes)
+    results = in_order(lambda block: _read_block(block, layout, shapes), blocks)
     try:
         for result in results:
             if result.too_long is not None:
-                raise _LineTooLongError(result.too_long)
+                raise RecordTooLongError(result.too_long)
             lines_before += result.lines
             if result.unknown and on_unknown is not None:
                 on_unknown(result.unknown)
             if result.chunk.table.num_rows:
                 yield result.chunk
-    except _LineTooLongError as error:
+    except RecordTooLongError as error:
+        kind, remedy = (
+            ("Element", "Make smaller records") if multi_line else ("Line", "Put one JSON object on each line")
+        )
         raise UnreadableFileError(
-            f"Line {lines_before + error.line + 1} of {file_path!r} is longer than {MAX_RECORD_BYTES} bytes, "
-            "the longest record that is read. Put one JSON object on each line, then upload the file again."
+            f"{kind} {lines_before + error.record + 1} of {file_path!r} is longer than {MAX_RECORD_BYTES} bytes, "
+            f"the longest record that is read. {remedy}, then upload the file again."
         ) from None
-    except _GZIP_ERRORS as error:
-        raise UnreadableFileError(
-            f"{file_path!r} is a gzip file that can't be unpacked to its end: {error}. "
-            "Compress the file again and upload it anew."
-        ) from error
     finally:
         results.close()
 
 
-def json_keys(source: BinaryIO, limit_bytes: int) -> list[str]:
+def json_keys(source: BinaryIO, limit_bytes: int, *, multi_line: bool = False) -> list[str]:
     """The top-level keys at the start of a file, for schema inference.
 
     Args:
-        source: The file, plain or gzip.
+        source: The file, plain or packed.
         limit_bytes: How much to look at (unpacked). Only whole lines within it count.
+        multi_line: The file is a document.
 
     Returns:
         The keys of its records, each once, in order of appearance; lines that are no record have none.
 
     Raises:
-        UnreadableFileError: If the file is gzip and can't be unpacked so far.
+        UnreadableFileError: If the file is packed and can't be unpacked so far.
     """
-    try:
-        opened = _opened(source)
-        head = _read(opened, limit_bytes)
-        if opened.read(1) not in (b"", b"\n"):
-            head = head[: head.rfind(b"\n") + 1]
-    except _GZIP_ERRORS as error:
-        raise UnreadableFileError(
-            f"The gzip file can't be unpacked: {error}. Compress the file again and upload it anew."
-        ) from error
+    opened = unpacked(source)
+    head = read_up_to(opened, limit_bytes)
+    cut = opened.read(1) not in (b"", b"\n")
     nothing = _Layout.of(pa.schema([]), "", None, "")
-    return _keys_in_order(_prove(_Block(head.removeprefix(_BOM)), _Shapes(), nothing))
+    if multi_line:
+        # An element that the limit cuts has no end, and thereby is no record.
+        parts = [_Block.of(part) for part in elements(io.BytesIO(head), limit_bytes)]
+    else:
+        parts = [_Block((head[: head.rfind(b"\n") + 1] if cut else head).removeprefix(_BOM))]
+    return list(dict.fromkeys(key for part in parts for key in _keys_in_order(_prove(part, _Shapes(), nothing))))
 
 
-def is_complete_json(source: BinaryIO, size: int) -> bool:
+def is_complete_json(source: BinaryIO, size: int, *, multi_line: bool = False) -> bool:
     """Whether a file that may still be being written has its end.
 
     A plain file has it if it ends with a line feed, or if its last line is one whole JSON value; of a last line longer
-    than `TAIL_BYTES` only the closing brace is asked for. A gzip file has it if it unpacks to its end and the last line
-    is whole; one larger than `GZIP_LOOK_BYTES`, or than `GZIP_LOOK_UNPACKED_BYTES` unpacked, counts as complete: if it
-    is not, reading it fails by name.
+    than `TAIL_BYTES` only the closing brace is asked for. A document has it if it is closed; of one larger than
+    `TAIL_BYTES` only the closing bracket is asked for. A packed file has it if it unpacks to its end and its content
+    has it, within the limits of `codecs.py`.
 
     Args:
         source: The file; it can seek.
         size: Its size in bytes.
+        multi_line: The file is a document.
 
     Returns:
         False for a file without content.
     """
     source.seek(0)
-    if source.read(2) == _GZIP_MAGIC:
-        return size > GZIP_LOOK_BYTES or _is_complete_gzip(source)
+    if codec(source) is not None:
+        return is_complete_packed(source, size, is_complete_document if multi_line else _is_complete_lines)
+    if multi_line and size <= TAIL_BYTES:
+        return is_complete_document(iter([read_up_to(source, size)]))
     source.seek(max(0, size - TAIL_BYTES))
-    return _is_complete_tail(_read(source, min(size, TAIL_BYTES)), size > TAIL_BYTES)
+    tail = read_up_to(source, min(size, TAIL_BYTES))
+    return tail.rstrip(WHITE_SPACE).endswith((b"}", b"]")) if multi_line else _is_complete_tail(tail, size > TAIL_BYTES)
 
 
-def _is_complete_gzip(source: BinaryIO) -> bool:
-    source.seek(0)
-    tail, unpacked = b"", 0
-    opened = _opened(source)
-    try:
-        while piece := opened.read(TAIL_BYTES):
-            unpacked += len(piece)
-            if unpacked > GZIP_LOOK_UNPACKED_BYTES:
-                return True
-            tail = (tail + piece)[-TAIL_BYTES:]
-    except _GZIP_ERRORS:
-        return False
-    return _is_complete_tail(tail, unpacked > TAIL_BYTES)
+def _is_complete_lines(pieces: Iterator[bytes]) -> bool:
+    tail, total = b"", 0
+    for piece in pieces:
+        total += len(piece)
+        tail = (tail + piece)[-TAIL_BYTES:]
+    return _is_complete_tail(tail, total > TAIL_BYTES)
 
 
 def _is_complete_tail(tail: bytes, cut: bool) -> bool:
@@ -214,32 +198,6 @@ def _is_complete_tail(tail: bytes, cut: bool) -> bool:
     if not line.strip(WHITE_SPACE):
         return bool(line_feed)
     return is_json_value(line.decode(errors="replace"))
-
-
-class _LineTooLongError(Exception):
-    """Raised when a line is too long; `line` counts from the first one that was not yielded yet."""
-
-    def __init__(self, line: int) -> None:
-        super().__init__(line)
-        self.line = line
-
-
-def _opened(source: BinaryIO) -> BinaryIO:
-    start = source.tell()
-    magic = _read(source, 2)
-    source.seek(start)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=source)) if magic == _GZIP_MAGIC else source
-
-
-def _read(source: BinaryIO, size: int) -> bytes:
-    """Read `size` bytes, fewer only at the end; a single `read` may stop early."""
-    data = source.read(size)
-    while data and len(data) < size:
-        more = source.read(size - len(data))
-        if not more:
-            break
-        data += more
-    return data
 
 
 def _blocks(source: BinaryIO, chunk_bytes: int) -> Iterator[bytes]:
@@ -260,59 +218,40 @@ def _blocks(source: BinaryIO, chunk_bytes: int) -> Iterator[bytes]:
         pieces.append(data[cut:])
         open_bytes += len(data) - cut
         if open_bytes > MAX_RECORD_BYTES + len(_BOM) + 1:
-            raise _LineTooLongError(0)
+            raise RecordTooLongError
         data = following
-
-
-def _in_order(work: Callable[[bytes], _Result], blocks: Iterator[bytes]) -> Generator[_Result, None, None]:
-    """Do the work of several blocks at a time and give the results in order; a lone block starts no thread."""
-    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="json-lines")
-    pending: deque[Future[_Result]] = deque()
-    held: bytes | None = None
-    too_long: _LineTooLongError | None = None
-    try:
-        try:
-            for block in blocks:
-                if held is not None:
-                    pending.append(pool.submit(work, held))
-                    held = None
-                if len(pending) > _WORKERS:
-                    yield pending.popleft().result()
-                held = block
-        except _LineTooLongError as error:
-            too_long = error  # which line that is, is known when all before it are read
-        last = None if held is None else work(held)
-        while pending:
-            yield pending.popleft().result()
-        if last is not None:
-            yield last
-        if too_long is not None:
-            raise too_long
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class _Block:
     """Some whole lines of a file, as bytes and as positions."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, offsets: npt.NDArray[np.int32] | None = None) -> None:
         self.data = data
         raw = np.frombuffer(data, np.uint8)
-        feeds = np.flatnonzero(raw == _LINE_FEED)
-        closed = len(feeds)
-        self.lines = closed + (not data.endswith(b"\n") and len(data) > 0)
-        self.offsets = np.empty(self.lines + 1, np.int32)
-        self.offsets[0], self.offsets[-1] = 0, len(data)
-        self.offsets[1 : closed + 1] = feeds + 1
+        if offsets is not None:
+            closed = len(offsets) - 1
+        else:
+            feeds = np.flatnonzero(raw == _LINE_FEED)
+            closed = len(feeds)
+            offsets = np.empty(closed + (not data.endswith(b"\n") and len(data) > 0) + 1, np.int32)
+            offsets[0], offsets[-1] = 0, len(data)
+            offsets[1 : closed + 1] = feeds + 1
+        self.offsets = offsets
+        self.lines = len(offsets) - 1
         self.starts = self.offsets[:-1]
         self.ends = self.offsets[1:].copy()
         self.ends[:closed] -= 1
         returns = (raw[self.ends[:closed] - 1] == _RETURN) & (self.ends[:closed] > self.starts[:closed])
         self.ends[:closed] -= returns
         #: The same bytes, with spaces in place of every line that is no UTF-8: safe to be called text.
-        self.text = raw if _is_utf8(data, raw) else self._blank_bad_lines(raw)
+        self.text = raw if is_utf8(data) else self._blank_bad_lines(raw)
         self.buffer = pa.py_buffer(self.text)
         self.escapes = bool((raw == _BACKSLASH).any())
+
+    @classmethod
+    def of(cls, part: bytes | Elements) -> _Block:
+        """The lines of a part of a file, or of a document."""
+        return cls(part) if isinstance(part, bytes) else cls(part.data, part.offsets)
 
     def line(self, index: int) -> bytes:
         """One line, without its line end."""
@@ -323,13 +262,9 @@ class _Block:
         lines = pa.StringArray.from_buffers(self.lines, pa.py_buffer(self.offsets), self.buffer)
         return cast(pl.Series, pl.from_arrow(lines))
 
-    def cut(self, starts: _Ints, ends: _Ints, null: _Mask | None = None) -> pa.StringArray:
+    def cut(self, starts: Ints, ends: Ints, null: Mask | None = None) -> pa.StringArray:
         """Cut one span out of each of some lines (in order) and make a column of them."""
-        count = len(starts)
-        offsets = np.empty(2 * count + 1, np.int32)
-        offsets[:-1:2], offsets[1::2], offsets[-1] = starts, ends, len(self.data)
-        spans = pa.StringArray.from_buffers(2 * count, pa.py_buffer(offsets), self.buffer)
-        return spans.take(pa.array(np.arange(0, 2 * count, 2, dtype=np.int32), mask=null))
+        return cut(self.buffer, starts, ends, null)
 
     def _blank_bad_lines(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         text = raw.copy()
@@ -340,17 +275,6 @@ class _Block:
             except UnicodeDecodeError:
                 text[self.starts[index] : self.ends[index]] = ord(" ")
         return text
-
-
-def _is_utf8(data: bytes, raw: npt.NDArray[np.uint8]) -> bool:
-    if not len(raw) or raw.max() < 0x80:
-        return True
-    whole = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)], np.int32)), pa.py_buffer(data))
-    try:
-        whole.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 class _Shapes:
@@ -498,7 +422,7 @@ class _Separators:
         self._first = bounds[:-1]
         self._counts = np.diff(bounds)
 
-    def _inside_strings(self, commas: npt.NDArray[np.intp]) -> _Mask:
+    def _inside_strings(self, commas: npt.NDArray[np.intp]) -> Mask:
         text = self._block.text
         quotes = text == _QUOTE
         if self._block.escapes:
@@ -509,19 +433,19 @@ class _Separators:
         odd = (np.cumsum(quotes, dtype=np.uint8) & 1).astype(bool)
         odd_before = np.zeros(self._block.lines, bool)
         odd_before[1:] = odd[self._block.starts[1:] - 1]
-        return cast(_Mask, odd[commas] != np.repeat(odd_before, self._counts))
+        return cast(Mask, odd[commas] != np.repeat(odd_before, self._counts))
 
-    def starts(self, lines: npt.NDArray[np.intp], place: Place) -> _Ints:
+    def starts(self, lines: npt.NDArray[np.intp], place: Place) -> Ints:
         """Where a field starts in some lines."""
         if place.comma < 0:
-            return cast(_Ints, self._block.starts[lines] + np.int32(place.distance))
-        return cast(_Ints, self._commas[self._first[lines] + place.comma] + np.int32(1 + place.distance))
+            return cast(Ints, self._block.starts[lines] + np.int32(place.distance))
+        return cast(Ints, self._commas[self._first[lines] + place.comma] + np.int32(1 + place.distance))
 
-    def ends(self, lines: npt.NDArray[np.intp], place: Place, shape: Shape) -> _Ints:
+    def ends(self, lines: npt.NDArray[np.intp], place: Place, shape: Shape) -> Ints:
         """Where a field ends in some lines."""
         if place.comma == shape.commas:
-            return cast(_Ints, self._block.ends[lines] - np.int32(place.distance))
-        return cast(_Ints, self._commas[self._first[lines] + place.comma] - np.int32(place.distance))
+            return cast(Ints, self._block.ends[lines] - np.int32(place.distance))
+        return cast(Ints, self._commas[self._first[lines] + place.comma] - np.int32(place.distance))
 
 
 @dataclass(frozen=True)
@@ -547,7 +471,7 @@ class _Layout:
     @classmethod
     def of(cls, target: pa.Schema, rescued_column: str, raw_column: str | None, file_path: str) -> _Layout:
         own = {CORRUPT_RECORD, rescued_column, raw_column}
-        names = [column.name for column in target if column.name not in own and _is_string(column.type)]
+        names = [column.name for column in target if column.name not in own and is_string(column.type)]
         accepted = {name: position for position, name in enumerate(names)}
         return cls(
             target, accepted, rescued_column, raw_column, f',"{_FILE_PATH}":{_json(file_path)}}}', (None,) * len(names)
@@ -590,8 +514,8 @@ class _Result:
     too_long: int | None = None
 
 
-def _read_block(data: bytes, layout: _Layout, shapes: _Shapes) -> _Result:
-    block = _Block(data)
+def _read_block(part: bytes | Elements, layout: _Layout, shapes: _Shapes) -> _Result:
+    block = _Block.of(part)
     too_long = np.flatnonzero(block.ends - block.starts > MAX_RECORD_BYTES)
     if len(too_long):
         return _Result(Chunk(layout.target.empty_table()), block.lines, too_long=int(too_long[0]))
@@ -644,17 +568,17 @@ class _Rows:
         return Chunk(table, rescued_rows, len(self._corrupt_texts))
 
     def _corrupt_column(self) -> pa.StringArray:
-        return _replace(pa.nulls(len(self._lines), pa.string()), self._corrupt, self._corrupt_texts)
+        return replace(pa.nulls(len(self._lines), pa.string()), self._corrupt, self._corrupt_texts)
 
     def _raw_column(self) -> pa.StringArray:
         lines = self._block.cut(self._block.starts[self._lines], self._block.ends[self._lines])
-        return _replace(lines, self._corrupt, self._corrupt_texts)
+        return replace(lines, self._corrupt, self._corrupt_texts)
 
     def _data_column(self, name: str) -> pa.StringArray:
         values = self._proven_column(name)
         if not self._exact_rescued:
             return values
-        return _replace(values, self._is_exact, self._exact_columns[self._layout.accepted[name]])
+        return replace(values, self._is_exact, self._exact_columns[self._layout.accepted[name]])
 
     def _proven_column(self, name: str) -> pa.StringArray:
         places = self._fields.get(name)
@@ -674,9 +598,9 @@ class _Rows:
         quoted = (first == _QUOTE) & ~null
         values = self._block.cut(starts + quoted, ends - quoted, null)
         if self._block.escapes:
-            escaped = quoted & _mask(pc.match_substring(values, "\\"))
+            escaped = quoted & mask(pc.match_substring(values, "\\"))
             found = values.filter(pa.array(escaped)).to_pylist()
-            values = _replace(values, escaped, [decode_string(text) for text in found])
+            values = replace(values, escaped, [decode_string(text) for text in found])
         return values
 
     def _rescued_column(self) -> pa.StringArray:
@@ -694,26 +618,8 @@ class _Rows:
             tail = pa.scalar(self._layout.after_rescued, pa.string())
             here = np.zeros(len(values), bool)
             here[rows] = True
-            values = _replace(values, here, pc.binary_join_element_wise(*pieces, tail, ""))
-        return _replace(values, self._is_exact, self._exact_rescued)
-
-
-def _replace(
-    values: pa.StringArray, where: _Mask, texts: list[str | None] | list[str] | pa.StringArray
-) -> pa.StringArray:
-    """Put texts into those rows, in order."""
-    if not where.any():
-        return values
-    new = texts if isinstance(texts, pa.StringArray) else pa.array(texts, pa.string())
-    return pc.replace_with_mask(values, pa.array(where), new)
-
-
-def _mask(values: pa.BooleanArray) -> _Mask:
-    return cast(_Mask, pc.fill_null(values, False).to_numpy(zero_copy_only=False))
-
-
-def _is_string(type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
+            values = replace(values, here, pc.binary_join_element_wise(*pieces, tail, ""))
+        return replace(values, self._is_exact, self._exact_rescued)
 
 
 def _json(text: str) -> str:

@@ -165,7 +165,9 @@ class StreamLoader:
         self._step = on_step or _ignore
         self._sleep = sleep
         self._checkpoint = Checkpoint(volume, stream.name)
-        self._discovery = Discovery(volume, stream.folder, stream.format, settle_seconds, incomplete_seconds)
+        self._discovery = Discovery(
+            volume, stream.folder, stream.format, settle_seconds, incomplete_seconds, options=stream.options
+        )
         self._planner = uuid.uuid4().hex[:12]
 
     # -- loading ---------------------------------------------------------------------------------------------------
@@ -194,8 +196,14 @@ class StreamLoader:
             plan = None if session is None else session.plan
             if plan is None:
                 tell(Progress("list", f"listing {self._stream.folder}"))
-                discovered = self._discovery.run(self._ledger(session))
+                discovered = self._discovery.run(*self._versions(None if session is None else session.metadata))
                 self._step("listed")
+                if session is None and not self._stream.options.include_existing_files:
+                    there = discovered.ready.height
+                    tell(Progress("plan", f"{there} files were there before the stream began: they are left out"))
+                    self._checkpoint.record_existing(discovered.ready)
+                    self._begin(())
+                    continue
                 # A file that left its batch because it changed is not chased within one call.
                 ready = discovered.ready.filter(~pl.col("path").is_in(list(handled)))
                 if ready.is_empty():
@@ -207,7 +215,7 @@ class StreamLoader:
                         continue
                     break
                 size = min(self._stream.options.max_files_per_trigger, budget or ready.height)
-                files = tuple(as_files(ready.head(size)))
+                files = tuple(as_files(self._within_bytes(ready.head(size))))
                 if session is None:
                     # Listed again afterwards: another loader may have begun the stream with the same files.
                     self._begin(files)
@@ -399,10 +407,17 @@ class StreamLoader:
         first_batch = self._checkpoint.next_free_batch()
         return self._checkpoint.begin(Metadata(stream_id, table.id, first_batch, table.version))
 
-    def _ledger(self, session: _Session | None) -> pl.DataFrame:
-        if session is None:
-            return self._checkpoint.no_files()
-        return self._checkpoint.ledger(session.metadata)
+    def _versions(self, metadata: Metadata | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+        if metadata is None:
+            return self._checkpoint.no_files(), self._checkpoint.no_files()
+        return self._checkpoint.versions(metadata)
+
+    def _within_bytes(self, files: pl.DataFrame) -> pl.DataFrame:
+        limit = self._stream.options.batch_bytes
+        if limit is None:
+            return files
+        # Soft, as in Auto Loader: the file that passes the limit is still taken.
+        return files.filter(pl.col("size").cum_sum() - pl.col("size") < min(limit, 2**62))
 
     # -- repair ----------------------------------------------------------------------------------------------------
 
@@ -472,8 +487,8 @@ class StreamLoader:
 
     def look(self) -> PendingFiles:
         """What a load would find now. See `Engine.look`."""
-        _, ledger, plan = self._known()
-        found = self._discovery.run(ledger, opens=LOOK_OPENS)
+        _, ledger, superseded, plan = self._known()
+        found = self._discovery.run(ledger, superseded, LOOK_OPENS)
         pending = found.ready
         if plan is not None:
             rows = [(f.path, f.size, f.modified_ns, f.etag) for f in plan.files]
@@ -492,14 +507,16 @@ class StreamLoader:
 
     def files(self, state: FileState | None = None) -> list[FileRecord]:
         """Every file with its state, by path. See `Engine.files`."""
-        _, ledger, plan = self._known()
-        found = self._discovery.run(ledger)
+        _, ledger, superseded, plan = self._known()
+        found = self._discovery.run(ledger, superseded)
         columns = ["path", "state", "reason", "size", "modified_ns", "batch_id", "rows"]
         changed = found.changed.select("path", now_size="size", now_ns="modified_ns")
         known = ledger.join(changed, on="path", how="left").with_columns(
             state=pl.when(pl.col("now_ns").is_null()).then("state").otherwise(pl.lit("CHANGED")),
             reason=pl.when(pl.col("now_ns").is_null())
             .then("reason")
+            .when(pl.col("batch_id").is_null())
+            .then(pl.lit("changed after the stream began, when it was left out; its new content is not loaded"))
             .otherwise(
                 pl.format(
                     "changed after batch {} took it: {} bytes now; its new content is not loaded",
@@ -512,7 +529,10 @@ class StreamLoader:
         )
         records = {row[0]: FileRecord(*row) for row in known.select(columns).iter_rows()}
         for file in as_files(found.ready):
-            records[file.path] = FileRecord(file.path, "DISCOVERED", None, file.size, file.modified_ns, None, None)
+            before = records.get(file.path)
+            again = before is not None and before.state in ("INGESTED", "SKIPPED_EXISTING")
+            reason = "it was overwritten; its new rows will stand beside the old ones" if again else None
+            records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
         for file, reason in found.waiting:
             records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
         for file in () if plan is None else plan.files:
@@ -525,12 +545,13 @@ class StreamLoader:
 
     def balance(self, since_batch: int) -> list[BatchBalance]:
         """Rows of each batch's files against rows of its commit. See `Engine.balance`."""
-        metadata, ledger, _ = self._known()
+        metadata, ledger, superseded, _ = self._known()
         table = self._lakehouse.open(self._name)
         if metadata is None or table is None:
             return []
         expected = (
-            ledger.filter((pl.col("batch_id") >= since_batch) & (pl.col("state") == "INGESTED"))
+            pl.concat([ledger, superseded])
+            .filter((pl.col("batch_id") >= since_batch) & (pl.col("state") == "INGESTED"))
             .filter(pl.col("size").is_not_null())  # a rebuilt ledger knows files, not what each batch brought
             .group_by("batch_id")
             .agg(pl.col("rows").sum(), pl.col("table_version").first())
@@ -554,13 +575,13 @@ class StreamLoader:
         if self._checkpoint.metadata() is not None or self._lakehouse.open(self._name) is not None:
             self._open()
 
-    def _known(self) -> tuple[Metadata | None, pl.DataFrame, Plan | None]:
+    def _known(self) -> tuple[Metadata | None, pl.DataFrame, pl.DataFrame, Plan | None]:
         metadata = self._checkpoint.metadata()
         if metadata is None:
-            return None, self._checkpoint.no_files(), None
+            return None, *self._versions(None), None
         last = self._checkpoint.last_commit(metadata)
         number = metadata.first_batch if last is None else last.batch_id + 1
-        return metadata, self._checkpoint.ledger(metadata), self._checkpoint.plan(number)
+        return metadata, *self._versions(metadata), self._checkpoint.plan(number)
 
     def _report(
         self, batches: list[BatchReport], discovered: Discovered | None, yielded: bool, seconds: float

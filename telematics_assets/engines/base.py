@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
 from telematics_assets.catalog import Column, FileStream, Names, TableName
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FileState = Literal["DISCOVERED", "INGESTED", "SKIPPED_CORRUPTED", "SKIPPED_MISSING", "CHANGED"]
-FILE_STATES: tuple[FileState, ...] = ("DISCOVERED", "INGESTED", "SKIPPED_CORRUPTED", "SKIPPED_MISSING", "CHANGED")
+FileState = Literal["DISCOVERED", "INGESTED", "SKIPPED_CORRUPTED", "SKIPPED_MISSING", "SKIPPED_EXISTING", "CHANGED"]
+FILE_STATES: tuple[FileState, ...] = get_args(FileState)
 
 
 @dataclass(frozen=True, slots=True)

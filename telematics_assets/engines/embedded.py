@@ -17,15 +17,16 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from telematics_assets.autoloader.checkpoint import FileResult, Plan, Result
 from telematics_assets.autoloader.chunks import Chunk
-from telematics_assets.autoloader.json_lines import json_keys, read_json
+from telematics_assets.autoloader.formats import Columns, file_columns, read_file
 from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, StreamLoader
-from telematics_assets.autoloader.parquet import parquet_schema, read_parquet
+from telematics_assets.autoloader.ordered import ahead
 from telematics_assets.autoloader.schema import reader_schema, resolve, table_schema
 from telematics_assets.catalog import (
     BATCH_ID,
@@ -54,6 +55,7 @@ from telematics_assets.engines.base import (
 )
 from telematics_assets.errors import (
     FileMissingError,
+    SchemaError,
     TableNotFoundError,
     TelematicsError,
     UnreadableFileError,
@@ -68,27 +70,39 @@ from telematics_assets.volumes.local import LocalVolume
 
 #: Rows of one file are held back until the file is proven unchanged, up to this many bytes; beyond, they are passed on.
 HOLD_BYTES = 64 << 20
-#: JSON keys for the first schema are taken from this much of each of this many files; later keys evolve the table.
-SAMPLE_BYTES, SAMPLE_FILES = 1 << 20, 64
+#: JSON keys for the first schema are taken from this many files; later keys evolve the table.
+SAMPLE_FILES = 64
 #: Data columns with statistics in the log, as many as Delta's own default: with all, 1,200 columns took 25 s to open.
 STATISTICS_COLUMNS = 32
 
 #: Batches are put together until they have this many rows.
 GATHER_ROWS = 32_768
+#: Batches that are read while the writer is busy.
+BATCHES_AHEAD = 2
 
 _TIMESTAMP = pa.timestamp("us", "UTC")
 
 
 def open_volume(settings: Settings) -> Volume:
-    """The landing Volume of a deployment."""
-    return LocalVolume(settings.home / settings.names.volume_location.lstrip("/"), settings.names.volume_location)
+    """The landing Volume of a deployment.
+
+    Raises:
+        MissingExtraError: If the home is a URL and obstore is not installed.
+        VolumeError: If the home is a URL and the environment lacks what its store needs.
+    """
+    location = settings.names.volume_location
+    if isinstance(settings.home, Path):
+        return LocalVolume(settings.home / location.lstrip("/"), location)
+    from telematics_assets.volumes.objects import ObjectVolume
+
+    return ObjectVolume(f"{settings.home}{location}", location)
 
 
 def open_engine(settings: Settings) -> EmbeddedEngine:
     """The embedded engine of a deployment."""
     return EmbeddedEngine(
         open_volume(settings),
-        DeltaLakehouse(settings.home / "tables"),
+        DeltaLakehouse(settings.home / "tables" if isinstance(settings.home, Path) else f"{settings.home}/tables"),
         settings.names,
         settle_seconds=settings.settle_seconds,
         incomplete_seconds=settings.incomplete_seconds,
@@ -197,7 +211,11 @@ class EmbeddedEngine:
 
     def doctor(self, streams: Sequence[FileStream] = ()) -> Sequence[Finding]:
         """See `Engine.doctor`."""
-        findings = [_folder_finding("Volume", self._volume.uri), _folder_finding("Tables", self._lakehouse.uri)]
+        catalog, schema = self._names.catalog, self._names.bronze_schema
+        findings = [
+            _place_finding("Volume", self._volume.uri, lambda: self._volume.names("_checkpoints")),
+            _place_finding("Tables", self._lakehouse.uri, lambda: self._lakehouse.tables(catalog, schema)),
+        ]
         for stream in streams:
             subject = f"stream {stream.name}"
             try:
@@ -266,10 +284,7 @@ class _Writer:
         for file in files[:SAMPLE_FILES] if stream.format == "json" else files:
             try:
                 with self._volume.open(file.path) as source:
-                    if stream.format == "json":
-                        found += [(key, None) for key in json_keys(source, SAMPLE_BYTES)]
-                    else:
-                        found += [(f.name, f.type) for f in parquet_schema(source)]
+                    found += file_columns(source, stream)
             except (UnreadableFileError, VolumeError):
                 # The batch itself will say so, by name.
                 continue
@@ -303,7 +318,8 @@ class _Writer:
             info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
             rows = _Rows(self._volume, stream, table.schema, schema, plan, attempt, known, publish, on_step, progress)
             try:
-                return table.append(schema, _gathered(rows, schema), stream_id, plan.batch_id, info)
+                batches = ahead(_gathered(rows, schema), BATCHES_AHEAD)
+                return table.append(schema, batches, stream_id, plan.batch_id, info)
             except _RestartError:
                 continue
 
@@ -380,7 +396,7 @@ class _Rows:
                         corrupt += chunk.corrupt_rows
                         if self._wider:
                             # The attempt begins again with more columns; only names are still to be learnt.
-                            if self._stream.format == "parquet":
+                            if self._stream.format != "json":
                                 break
                             continue
                         held.append(chunk)
@@ -389,6 +405,11 @@ class _Rows:
                             for ready in held:
                                 yield from self._batches(ready, file)
                             held, held_bytes, passed_on = [], 0, True
+            except SchemaError:
+                # A file that changed meanwhile may have shown columns that it does not have.
+                verdict = self._verdict(file)
+                if verdict is None:
+                    raise
             except UnreadableFileError as error:
                 verdict = self._verdict(file) or FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
             except FileMissingError:
@@ -420,30 +441,19 @@ class _Rows:
         return None
 
     def _read(self, source: BinaryIO, file: FileEntry) -> Iterator[Chunk]:
-        path = f"{self._volume.location}/{file.path}"
-        rescued = self._stream.options.rescued_data_column
-        if self._stream.format == "parquet":
-            return read_parquet(
-                source, self._target, rescued_column=rescued, file_path=path, on_schema=self._learn_columns
-            )
-        raw = self._stream.options.raw_record_column
-        return read_json(
+        return read_file(
             source,
+            self._stream,
             self._target,
-            rescued_column=rescued,
-            raw_column=raw,
-            file_path=path,
-            on_unknown=lambda keys: self._learn([(key, None) for key in keys]),
+            f"{self._volume.location}/{file.path}",
+            on_columns=lambda found: self._learn(file, found),
         )
 
-    def _learn_columns(self, columns: pa.Schema) -> None:
-        self._learn([(column.name, column.type) for column in columns])
-
-    def _learn(self, found: Sequence[tuple[str, pa.DataType | None]]) -> None:
+    def _learn(self, file: FileEntry, found: Columns) -> None:
         schema = self._table
         for column in self._known.new_fields:
             schema = schema.append(column)
-        fields = resolve(self._stream, schema, found)
+        fields = resolve(self._stream, schema, found, file.path)
         if fields:
             self._known.new_fields += fields
             self._wider = True
@@ -463,7 +473,7 @@ class _Rows:
         yield from whole.to_batches()
 
 
-def _gathered(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _gathered(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Generator[pa.RecordBatch, None, None]:
     """Small batches put together: the writer pays per batch, and thousands of small files make thousands of them."""
     held: list[pa.RecordBatch] = []
     rows = 0
@@ -479,6 +489,16 @@ def _gathered(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[
 
 def _comment(column: pa.Field) -> str | None:
     return (column.metadata or {}).get(b"comment", b"").decode() or None
+
+
+def _place_finding(subject: str, uri: str, list_it: Callable[[], object]) -> Finding:
+    if "://" not in uri:
+        return _folder_finding(subject, uri)
+    try:
+        list_it()
+    except TelematicsError as error:
+        return Finding("error", subject, str(error), "Do what the message says, then run doctor again.")
+    return Finding("ok", subject, f"{uri} answers")
 
 
 def _folder_finding(subject: str, uri: str) -> Finding:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
 import pytest
@@ -37,6 +37,7 @@ from telematics_assets.volumes.memory import MemoryVolume
 ROOT = "_checkpoints/stream"
 FOLDERS = ("metadata", "offsets", "results", "commits", "ledger")
 IDENTITY = Metadata("stream-id", "table-id")
+EXISTING = pl.DataFrame({"path": ["f/first"], "size": [1], "modified_ns": [10]})
 
 Row = tuple[int | None, int, str, str | None, int, int, int]
 Decision = tuple[str, str]
@@ -47,12 +48,16 @@ class Model:
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.superseded: dict[tuple[str, int], Row] = {}
         self.batches = 0
 
     def decide(self, batch: int, decisions: list[Decision]) -> None:
         for path, state in decisions:
             if state != "LEFT":
                 size, modified = facts(batch, path)
+                older = self.rows.get(path)
+                if older is not None and older[2] == "INGESTED":
+                    self.superseded[path, older[5]] = older
                 self.rows[path] = (size, modified, state, reason(state), rows(state), batch, batch + 1)
 
 
@@ -84,6 +89,14 @@ def as_dict(ledger: pl.DataFrame) -> dict[str, Row]:
     assert dict(ledger.schema) == LEDGER_SCHEMA
     found = {row[0]: row[1:] for row in ledger.iter_rows()}
     assert len(found) == ledger.height, "one row per path"
+    return found
+
+
+def superseded(checkpoint: Checkpoint, metadata: Metadata) -> dict[tuple[str, int], Row]:
+    frame = checkpoint.versions(metadata)[1]
+    assert dict(frame.schema) == LEDGER_SCHEMA
+    found = {(row[0], row[6]): row[1:] for row in frame.iter_rows()}
+    assert len(found) == frame.height, "one row per version"
     return found
 
 
@@ -283,10 +296,37 @@ def test_the_ledger_equals_a_dict_whoever_compacts_and_wherever_one_is_killed(
         elif compacts:
             process.compact(metadata)
         assert as_dict(process.ledger(metadata)) == model.rows
+        assert superseded(process, metadata) == model.superseded
     last = None if not history else BatchCommit(first + len(history) - 1, "won", first + len(history))
     for reader in (*processes.values(), Checkpoint(volume, "stream")):
         assert reader.last_commit(metadata) == last
         assert as_dict(reader.ledger(metadata)) == model.rows
+        assert superseded(reader, metadata) == model.superseded
+
+
+def test_files_that_were_there_first_are_known_until_a_batch_decides_them() -> None:
+    volume = MemoryVolume()
+    existing = pl.DataFrame({"path": ["f/a", "f/b"], "size": [1, 2], "modified_ns": [10, 20], "etag": ["x", None]})
+    Checkpoint(volume, "stream").record_existing(existing)
+    checkpoint = Checkpoint(volume, "stream")
+    checkpoint.record_existing(existing.head(0))
+    assert checkpoint.metadata() is None
+    checkpoint.begin(IDENTITY)
+    reason = "it was there before the stream began"
+    known: dict[str, Any] = {
+        path: (size, at, "SKIPPED_EXISTING", reason, None, None, None) for path, size, at, _ in existing.rows()
+    }
+    assert as_dict(checkpoint.ledger(IDENTITY)) == known, "the first record stays"
+    model = Model()
+    for batch in range(3 * FANOUT):
+        decisions = [(f"f/{batch}", "INGESTED")] + [("f/b", "INGESTED")] * (batch == 1)
+        run(checkpoint, batch, decisions)
+        model.decide(batch, decisions)
+        for reader in (checkpoint, Checkpoint(volume, "stream")):
+            assert as_dict(reader.ledger(IDENTITY)) == known | model.rows
+            assert superseded(reader, IDENTITY) == {}
+    checkpoint.forget()
+    assert volume.names(f"{ROOT}/ledger") == []
 
 
 def test_after_many_batches_every_folder_stays_small_and_nothing_is_forgotten() -> None:
@@ -451,6 +491,7 @@ def test_a_forgotten_checkpoint_is_gone() -> None:
 def test_what_a_broken_off_reset_leaves_behind_means_nothing() -> None:
     base, _ = filled(12)
     Checkpoint(base, "stream").publish_plan(Plan(12, "pending", ()))
+    Checkpoint(base, "stream").record_existing(EXISTING)
     patience = 0
     finished = False
     while not finished:
@@ -494,6 +535,7 @@ DAMAGEABLE = [
     f"commits/{number(10)}",
     f"commits/{number(11)}",
     f"ledger/{number(0)}-{number(7)}",
+    "ledger/existing",
 ]
 
 
@@ -501,6 +543,7 @@ DAMAGEABLE = [
 def damaged() -> MemoryVolume:
     volume, _ = filled(12)
     Checkpoint(volume, "stream").publish_plan(Plan(12, "pending", ()))
+    Checkpoint(volume, "stream").record_existing(EXISTING)
     read_all(Checkpoint(volume, "stream"))
     assert isinstance(volume, MemoryVolume)
     return volume

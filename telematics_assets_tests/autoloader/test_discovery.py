@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telematics_assets.autoloader.checkpoint import LEDGER_SCHEMA
-from telematics_assets.autoloader.discovery import Discovered, Discovery, compare, fingerprint
-from telematics_assets.catalog import FileFormat
+from telematics_assets.autoloader.discovery import Discovered, Discovery, choose, compare, fingerprint
+from telematics_assets.catalog import FileFormat, FileStreamOptions
 from telematics_assets.errors import FileMissingError, VolumeError
 from telematics_assets.testing import json_bytes, parquet_bytes
 from telematics_assets.volumes.base import FileEntry, Listing, Problem
@@ -171,6 +171,58 @@ def test_a_quarantined_file_is_tried_again_once_it_changed() -> None:
 def test_a_missing_file_that_is_back_is_new_even_with_the_old_size_and_time() -> None:
     new, _ = compare(listing(("in/a", 1, 2)), ledger(("in/a", 1, 2, "SKIPPED_MISSING")))
     assert names(new) == ["in/a"]
+
+
+def test_an_existing_file_is_known_as_it_stands_and_changed_as_an_ingested_one_is() -> None:
+    known = ledger(("in/a", 1, 2, "SKIPPED_EXISTING"), ("in/b", 1, 2, "SKIPPED_EXISTING"))
+    new, changed = compare(listing(("in/a", 1, 2), ("in/b", 1, 3)), known)
+    assert (names(new), names(changed)) == ([], ["in/b"])
+
+
+@pytest.mark.parametrize("state", ["INGESTED", "SKIPPED_CORRUPTED", "SKIPPED_MISSING"])
+def test_a_version_that_was_ingested_once_is_known_whatever_came_after_it(state: str) -> None:
+    known = ledger(("in/a", 5, 5_000, state))
+    older = ledger(("in/a", 1, 2_000, "INGESTED"), ("in/a", None, 3_000, "INGESTED"), ("in/b", 9, 9_000, "INGESTED"))
+    for size, modified in ((1, 2_000), (7, 3_999)):
+        new, changed = compare(listing(("in/a", size, modified)), known, older)
+        assert (names(new), names(changed)) == ([], [])
+    for size, modified in ((2, 2_000), (1, 2_001), (7, 4_000), (9, 9_000)):
+        new, changed = compare(listing(("in/a", size, modified)), known, older)
+        assert names(pl.concat([new, changed])) == ["in/a"]
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_and_times_choose_and_problems_stay() -> None:
+    files = listing(("in/a.json", 1, 10_000), ("in/x.json/b.csv", 1, 10_000), ("in/c.json", 1, 5_000), ("in/d", 1, 0))
+    found = Listing(files.files, (Problem("in/odd", "why"),))
+    options = FileStreamOptions(path_glob_filter="*.json", modified_after="1970-01-01T00:00:00.000005")
+    assert names(choose(found, options).files) == ["in/a.json"]
+    assert choose(found, options).problems == found.problems
+    early = FileStreamOptions(modified_before="1970-01-01T00:00:00.000010")
+    assert names(choose(found, early).files) == ["in/c.json", "in/d"]
+    ages = FileStreamOptions(modified_after="0001-01-01", modified_before="9999-12-31")
+    assert names(choose(found, ages).files) == names(files.files)
+
+
+def test_an_overwritten_file_settles_like_a_new_one_before_it_is_taken_again(landing: Landing, clocks: Clocks) -> None:
+    landing.put("in/a", WHOLE, modified_ns=NOW)
+    allowing = Discovery(
+        landing,
+        "in",
+        "parquet",
+        SETTLE,
+        INCOMPLETE,
+        clock=lambda: clocks.wall,
+        monotonic=lambda: clocks.steady,
+        options=FileStreamOptions(allow_overwrites=True),
+    )
+    known = ledger(("in/a", 1, NOW - 1, "INGESTED"))
+    assert waiting(allowing.run(known)) == ["in/a"]
+    clocks.pass_(SETTLE)
+    found = allowing.run(known)
+    assert (names(found.ready), found.changed.height) == (["in/a"], 0)
 
 
 # -- settling ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from deltalake import DeltaTable, Schema, write_deltalake
 
 from telematics_assets.autoloader.schema import MAX_COLUMNS, reader_schema, resolve, table_schema
 from telematics_assets.catalog import TELEMATICS, TELEMATICS_TEST, Column, FileStream, TableContract
+from telematics_assets.errors import SchemaError
 
 US_UTC = pa.timestamp("us", "UTC")
 CONTRACT = TableContract("Points.", (Column("vehicle_id", "STRING", "Fleet number."), Column("rpm", "INT", "Speed.")))
@@ -17,6 +19,8 @@ PARQUET = FileStream("points", "parquet", "points", "points", CONTRACT)
 TEXT_CONTRACT = TableContract("Points.", (Column("vehicle_id", "STRING", "Fleet number."),))
 JSON = FileStream("lines", "json", "lines", "lines", TEXT_CONTRACT, options={"raw_record_column": "_raw"})  # type: ignore[arg-type]
 RESCUING = PARQUET.with_options(schema_evolution_mode="rescue")
+FAILING = PARQUET.with_options(schema_evolution_mode="failOnNewColumns")
+NONE = PARQUET.with_options(schema_evolution_mode="none")
 
 
 def names(fields: list[pa.Field]) -> list[str]:
@@ -71,6 +75,41 @@ def test_of_one_name_the_first_type_that_can_be_held_decides() -> None:
     table = table_schema(PARQUET, resolve(PARQUET, None, []))
     found = [("gear", pa.null()), ("gear", pa.int8()), ("gear", pa.int64())]
     assert resolve(PARQUET, table, found) == [pa.field("gear", pa.int8())]
+
+
+@pytest.mark.parametrize("stream", [FAILING, NONE], ids=["failOnNewColumns", "none"])
+def test_a_mode_that_holds_to_the_contract_gives_a_new_table_nothing_else(stream: FileStream) -> None:
+    assert names(resolve(stream, None, [("gear", pa.int8())])) == ["vehicle_id", "rpm"]
+    bare = dataclasses.replace(stream, contract=TableContract("Points."))
+    assert resolve(bare, None, [("gear", pa.int8())]) == [pa.field("gear", pa.int8())]
+
+
+def test_mode_none_leaves_an_existing_table_as_it_is() -> None:
+    assert resolve(NONE, table_schema(NONE, resolve(NONE, None, [])), [("gear", pa.int8())]) == []
+
+
+def test_mode_fail_on_new_columns_names_file_and_columns() -> None:
+    table = table_schema(FAILING, resolve(FAILING, None, []))
+    with pytest.raises(SchemaError, match=r"^points/a\.parquet has .*'points' lacks: gear TINYINT, fuel DOUBLE\. "):
+        resolve(FAILING, table, [("gear", pa.int8()), ("rpm", pa.int32()), ("fuel", pa.float64())], "points/a.parquet")
+    with pytest.raises(SchemaError, match=r"c19 INT and 5 more\. "):
+        resolve(FAILING, table, [(f"c{number}", pa.int32()) for number in range(25)])
+
+
+def test_mode_fail_on_new_columns_lets_pass_what_could_not_be_a_column() -> None:
+    table = table_schema(FAILING, resolve(FAILING, None, []))
+    odd = [("RPM", pa.int32()), ("_batch_id", pa.int64()), ("two words", pa.int64()), ("nothing", pa.null())]
+    assert resolve(FAILING, table, odd) == []
+
+
+def test_mode_fail_on_new_columns_adds_what_the_contract_declares_by_now() -> None:
+    table = table_schema(FAILING, resolve(FAILING, None, []))
+    gear = Column("gear", "INT", "The gear.")
+    now = dataclasses.replace(FAILING, contract=TableContract("Points.", (*CONTRACT.columns, gear)))
+    (field,) = resolve(now, table, [("gear", pa.int8())])
+    assert (field.name, field.type, field.metadata) == ("gear", pa.int32(), {b"comment": b"The gear."})
+    with pytest.raises(SchemaError, match="lacks: fuel"):
+        resolve(now, table, [("gear", pa.int8()), ("fuel", pa.int8())])
 
 
 def test_json_columns_are_text() -> None:

@@ -27,6 +27,12 @@ def json_stream(*columns: str, **options: Any) -> FileStream:
     return FileStream("events", "json", "json", "events", contract, options)  # type: ignore[arg-type]
 
 
+def csv_stream(*columns: str, **options: Any) -> FileStream:
+    """A stream of the folder `csv` whose contract has these columns."""
+    contract = TableContract("One row per record.", tuple(Column(name, "STRING", f"The {name}.") for name in columns))
+    return FileStream("records", "csv", "csv", "records", contract, options)  # type: ignore[arg-type]
+
+
 def parquet(columns: Mapping[str, Any] | None = None, /, **more: Any) -> bytes:
     """A Parquet file from columns: values, or Arrow arrays."""
     buffer = io.BytesIO()

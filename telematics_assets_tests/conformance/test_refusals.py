@@ -47,7 +47,7 @@ def test_an_option_of_another_format_is_refused() -> None:
         parquet_stream(raw_record_column="_raw")
 
 
-@pytest.mark.parametrize("format", ["csv", "avro", "JSON", ""])
+@pytest.mark.parametrize("format", ["orc", "avro", "JSON", ""])
 def test_an_unknown_format_is_refused(format: str) -> None:
     with pytest.raises(OptionError, match="parquet, json"):
         FileStream("x", format, "x", "x", TableContract("x"))  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""Work on several pieces at a time, and ahead of who takes them.
+
+Belongs here: threads under a generator that keeps order and bounds what waits.
+Does not belong here: what the work is (`json_lines.py`, `delimited.py`), Dagster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import TypeVar
+
+from telematics_assets.autoloader.chunks import RecordTooLongError
+
+_WORKERS = min(4, os.cpu_count() or 1)
+
+Part = TypeVar("Part")
+Made = TypeVar("Made")
+
+
+def in_order(work: Callable[[Part], Made], parts: Iterator[Part]) -> Generator[Made, None, None]:
+    """Do the work of several parts at a time and give the results in order; a lone part starts no thread.
+
+    Args:
+        work: What to do with a part; called from several threads.
+        parts: Taken from the caller's thread, a few ahead.
+
+    Raises:
+        RecordTooLongError: As `parts` raised it, once all results before it are out.
+    """
+    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="reader")
+    pending: deque[Future[Made]] = deque()
+    held: list[Part] = []
+    too_long: RecordTooLongError | None = None
+    try:
+        try:
+            for part in parts:
+                if held:
+                    pending.append(pool.submit(work, held.pop()))
+                if len(pending) > _WORKERS:
+                    yield pending.popleft().result()
+                held.append(part)
+        except RecordTooLongError as error:
+            too_long = error  # which record that is, is known when all before it are read
+        last = [work(part) for part in held]
+        while pending:
+            yield pending.popleft().result()
+        yield from last
+        if too_long is not None:
+            raise too_long
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The last thing in the queue: why there is no more."""
+
+    error: BaseException | None = None
+
+
+def ahead(parts: Generator[Part, None, None], depth: int) -> Generator[Part, None, None]:
+    """Take parts in a thread of its own, so that they are made while earlier ones are used.
+
+    Args:
+        parts: Runs in that thread, and is closed there.
+        depth: How many parts wait at most.
+
+    Raises:
+        BaseException: Whatever `parts` raised, once all parts before it are out.
+    """
+    waiting: Queue[Part | _End] = Queue(depth)
+    stopped = Event()
+
+    def offer(part: Part | _End) -> None:
+        while not stopped.is_set():
+            with suppress(Full):
+                waiting.put(part, timeout=0.1)
+                return
+
+    def take() -> None:
+        try:
+            for part in parts:
+                offer(part)
+                if stopped.is_set():
+                    parts.close()
+                    return
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever takes the parts
+            offer(_End(error))
+        else:
+            offer(_End())
+
+    thread = Thread(target=take, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(part := waiting.get(), _End):
+            yield part
+        if part.error is not None:
+            raise part.error
+    finally:
+        stopped.set()
+        with suppress(Empty):
+            waiting.get_nowait()
+        thread.join()
