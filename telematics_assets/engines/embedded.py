@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from telematics_assets.autoloader.checkpoint import FileResult, Plan, Result
@@ -77,6 +78,8 @@ STATISTICS_COLUMNS = 32
 
 #: Batches are put together until they have this many rows.
 GATHER_ROWS = 32_768
+#: Rows of a batch at most.
+BATCH_ROWS = 65_536
 #: Batches that are read while the writer is busy.
 BATCHES_AHEAD = 2
 
@@ -459,18 +462,28 @@ class _Rows:
             self._wider = True
 
     def _batches(self, chunk: Chunk, file: FileEntry) -> Iterator[pa.RecordBatch]:
-        table = chunk.table
-        count = table.num_rows
-        columns = {name: table.column(i) for i, name in enumerate(table.schema.names)}
         modified = datetime.fromtimestamp(file.modified_ns // 1_000_000_000, UTC).replace(
             microsecond=file.modified_ns // 1000 % 1_000_000
         )
-        columns[SOURCE_FILE] = pa.repeat(pa.scalar(f"{self._volume.location}/{file.path}", pa.string()), count)
-        columns[SOURCE_FILE_MODIFIED_AT] = pa.repeat(pa.scalar(modified, _TIMESTAMP), count)
-        columns[BATCH_ID] = pa.repeat(pa.scalar(self._plan.batch_id, pa.int64()), count)
-        columns[INGESTED_AT] = pa.repeat(pa.scalar(self._ingested_at, _TIMESTAMP), count)
-        whole = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
-        yield from whole.to_batches()
+        path = f"{self._volume.location}/{file.path}"
+        # A chunk of tiny records has millions of rows, and each gets the path.
+        for start in range(0, chunk.table.num_rows, BATCH_ROWS):
+            table = chunk.table.slice(start, BATCH_ROWS)
+            count = table.num_rows
+            columns = dict(zip(table.schema.names, table.columns, strict=True))
+            columns[SOURCE_FILE] = _repeated(path, count)
+            columns[SOURCE_FILE_MODIFIED_AT] = pa.repeat(pa.scalar(modified, _TIMESTAMP), count)
+            columns[BATCH_ID] = pa.repeat(pa.scalar(self._plan.batch_id, pa.int64()), count)
+            columns[INGESTED_AT] = pa.repeat(pa.scalar(self._ingested_at, _TIMESTAMP), count)
+            whole = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+            yield from whole.to_batches()
+
+
+def _repeated(text: str, count: int) -> pa.Array:
+    """One text in every row. `pa.repeat` appends it row by row, which took a third of the time of a load."""
+    data = text.encode()
+    offsets = np.arange(count + 1, dtype=np.int32) * np.int32(len(data))
+    return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(data * count))
 
 
 def _gathered(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Generator[pa.RecordBatch, None, None]:
