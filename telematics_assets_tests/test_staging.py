@@ -20,7 +20,7 @@ from telematics_assets.catalog import TELEMATICS, TELEMATICS_TEST, Column, FileS
 from telematics_assets.demo.fleet import FleetPlan, json_bytes, parquet_bytes, points
 from telematics_assets.errors import UnknownNameError, VolumeError, VolumeUnavailableError
 from telematics_assets.staging import RefusedFile, StageReport, stage
-from telematics_assets.volumes.base import iterate
+from telematics_assets.volumes.base import as_files
 from telematics_assets.volumes.local import LocalVolume
 from telematics_assets.volumes.memory import MemoryVolume
 
@@ -43,7 +43,7 @@ def volume() -> MemoryVolume:
 
 
 def landed(volume: MemoryVolume) -> dict[str, bytes]:
-    return {e.path: volume.read(e.path) for folder in ("parquet", "json") for e in iterate(volume.scan(folder))}
+    return {e.path: volume.read(e.path) for folder in ("parquet", "json") for e in as_files(volume.scan(folder).files)}
 
 
 def refusal(report: StageReport) -> str:
@@ -251,7 +251,7 @@ def test_a_delimited_file_that_does_not_fit_is_refused_with_the_reason(
     data: bytes, reason: str, samples: Path, volume: MemoryVolume
 ) -> None:
     assert reason in refusal(stage_one(data, TRIPS_CSV, samples, volume))
-    assert list(iterate(volume.scan("csv"))) == []
+    assert list(as_files(volume.scan("csv").files)) == []
 
 
 def test_a_delimited_file_is_checked_with_the_streams_options(samples: Path, volume: MemoryVolume) -> None:

@@ -511,8 +511,3 @@ def _covered(span: tuple[int, int], segments: Sequence[tuple[int, int]]) -> bool
 def _span(name: str) -> tuple[int, int] | None:
     a, _, b = name.partition("-")
     return (int(a), int(b)) if a.isdigit() and b.isdigit() else None
-
-
-def as_files(frame: pl.DataFrame) -> Sequence[FileEntry]:
-    """Rows of a listing as entries."""
-    return [FileEntry(*row) for row in frame.select("path", "size", "modified_ns", "etag").iter_rows()]

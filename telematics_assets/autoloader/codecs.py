@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
+from telematics_assets.autoloader.watched import Watched
 from telematics_assets.errors import UnreadableFileError
 
 #: How much of a packed file (as stored) is unpacked to see whether it is complete; a larger one counts as complete.
@@ -118,7 +119,7 @@ class _Unpacked:
     def __init__(self, source: BinaryIO, kind: str, name: str) -> None:
         self._kind = kind
         self._name = name
-        self._watched = _Watched(source)
+        self._watched = Watched(source)
         self._reader = _READERS[kind](self._watched)
 
     def read(self, size: int) -> bytes:
@@ -133,30 +134,10 @@ class _Unpacked:
             ) from error
 
 
-class _Watched:
-    """A source that remembers its own error."""
-
-    closed = False
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self.error: Exception | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._source.read(size)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def close(self) -> None:
-        """Leave the source open: whoever opened it closes it."""
-
-
 class _Bzip2:
     """Unpacks bzip2. The standard library's own file passes over whatever follows the first stream."""
 
-    def __init__(self, source: _Watched) -> None:
+    def __init__(self, source: Watched) -> None:
         self._source = source
         self._stream = bz2.BZ2Decompressor()
 
@@ -176,11 +157,11 @@ class _Bzip2:
                 return found
 
 
-def _zstd(source: _Watched) -> Any:
+def _zstd(source: Watched) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd")
 
 
-def _gzip(source: _Watched) -> Any:
+def _gzip(source: Watched) -> Any:
     return gzip.GzipFile(fileobj=cast(Any, source))
 
 

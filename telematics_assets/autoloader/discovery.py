@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from telematics_assets.autoloader.checkpoint import as_files
 from telematics_assets.autoloader.formats import completeness
 from telematics_assets.catalog import FileFormat, FileStreamOptions
 from telematics_assets.errors import FileMissingError, VolumeError
-from telematics_assets.volumes.base import FileEntry, Listing, Problem, Volume
+from telematics_assets.volumes.base import FileEntry, Listing, Problem, Volume, as_files
 from telematics_assets.volumes.globs import name_pattern
 
 #: How many young files a look opens to see whether they are complete; beyond, they count as complete.

@@ -27,7 +27,6 @@ from telematics_assets.autoloader.checkpoint import (
     Metadata,
     Plan,
     Result,
-    as_files,
     choices,
 )
 from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, fingerprint
@@ -59,7 +58,7 @@ from telematics_assets.errors import (
     VolumeError,
 )
 from telematics_assets.lakehouse.base import STREAM_ID_PROPERTY, STREAM_NAME_PROPERTY, Commit, Lakehouse, Table
-from telematics_assets.volumes.base import FileEntry, Volume
+from telematics_assets.volumes.base import FileEntry, Volume, as_files
 
 #: Keys of the commit info that tie a table commit to the checkpoint.
 ATTEMPT_INFO = "telematics.attempt"

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from telematics_assets.autoloader.chunks import Chunk
 from telematics_assets.autoloader.rescue import rescued_json
+from telematics_assets.autoloader.watched import Watched
 from telematics_assets.errors import TelematicsError, UnreadableFileError, VolumeUnavailableError
 from telematics_assets.lakehouse.types import fits, lossless_cast, plain
 
@@ -62,7 +63,7 @@ def parquet_schema(source: BinaryIO) -> pa.Schema:
         UnreadableFileError: If this is no Parquet file that can be read.
         VolumeUnavailableError: If the source failed.
     """
-    watched = _Watched(source)
+    watched = Watched(source)
     with _decoding(watched):
         return _open(watched).schema
 
@@ -90,7 +91,7 @@ def read_parquet(
         UnreadableFileError: If any part of the file can't be read. Chunks that came before it must be dropped.
         VolumeUnavailableError: If the source failed.
     """
-    watched = _Watched(source)
+    watched = Watched(source)
     with _decoding(watched):
         file = _open(watched)
         if on_schema is not None:
@@ -105,35 +106,8 @@ def read_parquet(
         _check_counts(file.reader, rows)
 
 
-class _Watched:
-    """A source that remembers its own error: the decoder's errors are the file's fault, these are not."""
-
-    closed = False
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self.error: Exception | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._source.read(size)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        try:
-            return self._source.seek(offset, whence)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def tell(self) -> int:
-        return self._source.tell()
-
-
 @contextmanager
-def _decoding(watched: _Watched) -> Iterator[None]:
+def _decoding(watched: Watched) -> Iterator[None]:
     """Turn the many exceptions of a decoder into one; the source's own errors pass."""
     try:
         yield
@@ -156,7 +130,7 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= _REASON_CHARS else text[: _REASON_CHARS - 1] + "…"
 
 
-def _ends(source: BinaryIO | _Watched, size: int) -> tuple[bytes, bytes]:
+def _ends(source: BinaryIO | Watched, size: int) -> tuple[bytes, bytes]:
     source.seek(0)
     first = source.read(4)
     source.seek(max(size - 4, 0))
@@ -173,7 +147,7 @@ class _File:
     int96: dict[str, list[bool]]
 
 
-def _open(watched: _Watched) -> _File:
+def _open(watched: Watched) -> _File:
     size = watched.seek(0, 2)
     if size == 0:
         raise UnreadableFileError("not Parquet: the file is empty (0 bytes)")
@@ -213,7 +187,7 @@ def _open(watched: _Watched) -> _File:
 def _reader(content: Any, int96_unit: str) -> Any:
     # Without pre-buffering a row group is read column by column: the whole of it never waits in memory twice.
     return pq.ParquetFile(
-        pa.PythonFile(content, mode="r") if isinstance(content, _Watched) else pa.BufferReader(content),
+        pa.PythonFile(content, mode="r") if isinstance(content, Watched) else pa.BufferReader(content),
         pre_buffer=False,
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96_unit,

@@ -8,7 +8,6 @@ Paths are relative to the Volume's root, separated by `/`, never start with `/` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
@@ -162,7 +161,10 @@ def refuse_dbfs(path: str) -> None:
         raise DbfsDisabledError(path)
 
 
-def iterate(listing: Listing) -> Iterator[FileEntry]:
-    """The files of a listing one by one (for small listings; columns are faster for large ones)."""
-    for path, size, modified_ns, etag in listing.files.iter_rows():
-        yield FileEntry(path, size, modified_ns, etag)
+def as_files(files: pl.DataFrame) -> list[FileEntry]:
+    """The files of a listing one by one (for a few; columns are faster for many).
+
+    Args:
+        files: A frame with `LISTING_COLUMNS`, and perhaps more.
+    """
+    return [FileEntry(*row) for row in files.select(LISTING_COLUMNS).iter_rows()]

@@ -25,7 +25,7 @@ from telematics_assets.demo.fleet import (
     vin,
 )
 from telematics_assets.errors import OptionError, VolumeError
-from telematics_assets.volumes.base import iterate
+from telematics_assets.volumes.base import as_files
 from telematics_assets.volumes.memory import MemoryVolume
 
 SMALL = FleetPlan(vehicles=3, files=3, rows=300, seed=4)
@@ -42,7 +42,7 @@ def contents(volume: MemoryVolume) -> dict[str, bytes]:
     return {
         entry.path: volume.read(entry.path)
         for stream in (TELEMATICS, TELEMATICS_TEST)
-        for entry in iterate(volume.scan(stream.folder))
+        for entry in as_files(volume.scan(stream.folder).files)
     }
 
 

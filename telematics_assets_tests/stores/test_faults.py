@@ -27,7 +27,7 @@ from telematics_assets.errors import (
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.settings import Settings
 from telematics_assets.volumes import objects
-from telematics_assets.volumes.base import iterate
+from telematics_assets.volumes.base import as_files
 from telematics_assets.volumes.objects import ObjectVolume, open_store
 from telematics_assets_tests.stores import servers
 from telematics_assets_tests.stores.books import LOCATION, STREAM, books, engine_of, land
@@ -107,7 +107,7 @@ def test_a_store_that_stays_away_is_transient_and_soon_given_up(
             call()
         assert time.monotonic() - began < 8 * PATIENCE_SECONDS
     proxy.choose = lambda method, path: None
-    assert [entry.path for entry in iterate(volume.scan("json"))] == ["json/a"]
+    assert [entry.path for entry in as_files(volume.scan("json").files)] == ["json/a"]
 
 
 @pytest.mark.parametrize("fault", PASSING)
@@ -118,7 +118,7 @@ def test_readers_listings_and_descriptions_outlive_a_fault(volume: ObjectVolume,
         proxy.fail(fault, 1, "GET")
         assert source.read() == content
     proxy.fail(fault, 1)
-    assert len(list(iterate(volume.scan("json")))) == 1
+    assert len(list(as_files(volume.scan("json").files))) == 1
     proxy.fail(fault, 1)
     entry = volume.stat("json/a")
     assert entry is not None
@@ -195,7 +195,7 @@ def test_a_marker_of_a_folder_is_no_file() -> None:
     volume = ObjectVolume(place, LOCATION)
     volume.create("json/empty", b"")
     for _ in range(2):
-        assert [entry.path for entry in iterate(volume.scan("json"))] == ["json/empty"]
+        assert [entry.path for entry in as_files(volume.scan("json").files)] == ["json/empty"]
 
 
 # -- tables and whole loads --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from telematics_assets.errors import (
     VolumeError,
     VolumeUnavailableError,
 )
-from telematics_assets.volumes.base import LISTING_COLUMNS, FileEntry, Listing, Volume, iterate
+from telematics_assets.volumes.base import LISTING_COLUMNS, FileEntry, Listing, Volume, as_files
 from telematics_assets.volumes.local import LocalVolume
 from telematics_assets.volumes.memory import MemoryVolume
 from telematics_assets.volumes.objects import ObjectVolume
@@ -83,7 +83,7 @@ def local(tmp_path: Path) -> LocalVolume:
 
 
 def paths(listing: Listing) -> list[str]:
-    return sorted(entry.path for entry in iterate(listing))
+    return sorted(entry.path for entry in as_files(listing.files))
 
 
 def land(local: LocalVolume, path: str | bytes, data: bytes = b"x") -> bytes:
@@ -133,7 +133,7 @@ def test_nothing_there_is_an_empty_listing_not_an_error(volume: Volume) -> None:
 def test_a_published_file_is_listed_described_and_read(volume: Volume) -> None:
     before = time.time_ns()
     assert volume.create("parquet/2026/a.parquet", b"content")
-    (entry,) = iterate(volume.scan("parquet"))
+    (entry,) = as_files(volume.scan("parquet").files)
     assert (entry.path, entry.size) == ("parquet/2026/a.parquet", 7)
     assert before - 2_000_000_000 < entry.modified_ns <= time.time_ns()
     assert volume.stat("parquet/2026/a.parquet") == entry
@@ -205,7 +205,7 @@ def test_a_source_that_fails_half_way_leaves_nothing(volume: Volume, error: Exce
 
 def test_empty_files_are_files(volume: Volume) -> None:
     assert volume.create("parquet/empty", b"")
-    (entry,) = iterate(volume.scan("parquet"))
+    (entry,) = as_files(volume.scan("parquet").files)
     assert (entry.size, volume.read("parquet/empty")) == (0, b"")
 
 
@@ -569,8 +569,8 @@ def test_what_a_killed_upload_left_behind_is_no_data(local: LocalVolume) -> None
     assert local.create("parquet/a", b"1")
 
 
-def entries(volume: LocalVolume) -> Iterator[FileEntry]:
-    return iterate(volume.scan("parquet"))
+def entries(volume: LocalVolume) -> list[FileEntry]:
+    return as_files(volume.scan("parquet").files)
 
 
 def test_a_file_replaced_by_another_of_equal_size_and_time_has_another_tag(local: LocalVolume) -> None:
