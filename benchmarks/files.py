@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LOCATION = Names().volume_location
 ROUNDS = 3
+INCREMENTAL = TELEMATICS.with_options(use_incremental_listing="auto")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,23 @@ def prepare_known(home: Path, quick: bool) -> None:
     Checkpoint(volume, "telematics").begin_from(Metadata("bench", "bench", 0, 1), ledger, BatchCommit(0, "bench", 1))
 
 
+def prepare_incremental(home: Path, quick: bool) -> None:
+    """The same, and a load has just listed all of them."""
+    from telematics_assets.autoloader.checkpoint import Checkpoint, WholeListing
+    from telematics_assets.autoloader.discovery import choice_of
+    from telematics_assets.autoloader.incremental import lower_bound
+    from telematics_assets.volumes.local import LocalVolume
+
+    prepare_known(home, quick)
+    checkpoint = Checkpoint(LocalVolume(home / LOCATION.lstrip("/"), LOCATION), INCREMENTAL.name)
+    metadata = checkpoint.metadata()
+    assert metadata is not None
+    bound = lower_bound(checkpoint.ledger(metadata), INCREMENTAL.folder, proven=True)
+    assert bound
+    chosen = choice_of(INCREMENTAL.folder, INCREMENTAL.options)
+    checkpoint.publish_whole_listing(WholeListing(metadata.stream_id, chosen, time.time_ns(), bound))
+
+
 def work_load(home: Path, stream: FileStream) -> int:
     """Ours: drain the stream."""
     from telematics_assets.engines.embedded import open_engine
@@ -141,6 +159,16 @@ def work_look(home: Path) -> int:
     return timed(lambda: engine.look(TELEMATICS).known)
 
 
+def work_incremental(home: Path) -> int:
+    """Ours: the same where names sort like time; the first look lists the whole folder."""
+    from telematics_assets.engines.embedded import open_engine
+    from telematics_assets.settings import Settings
+
+    engine = open_engine(Settings(home=home))
+    engine.look(INCREMENTAL)
+    return timed(lambda: engine.look(INCREMENTAL).known)
+
+
 def floor_look(home: Path) -> int:
     """Floor: an `os.scandir` walk with stat."""
 
@@ -166,6 +194,7 @@ WORKS: dict[str, tuple[Callable[[Path], int], Callable[[Path], int]]] = {
     "json_raw": (lambda home: work_load(home, TELEMATICS_TEST), floor_json),
     "small": (lambda home: work_load(home, TELEMATICS), floor_parquet),
     "look": (work_look, floor_look),
+    "incremental": (work_incremental, floor_look),
 }
 
 MEASURES = (
@@ -174,6 +203,7 @@ MEASURES = (
     Measure("json_raw", "the same with raw_record_column", "polars NDJSON, one Delta commit", 2.0, prepare_json),
     Measure("small", "4,000 small Parquet files", "polars scan, one Delta commit", 1.5, prepare_small),
     Measure("look", "no-op look at 1,000,000 known files", "os.scandir walk with stat", 1.3, prepare_known),
+    Measure("incremental", "the same, listed incrementally", "os.scandir walk with stat", 0.1, prepare_incremental),
 )
 
 
@@ -207,7 +237,7 @@ def measure(what: Measure, quick: bool) -> None:
         for _ in range(ROUNDS):
             ours.append(run(what.name, 0, home))
             floor.append(run(what.name, 1, home))
-            if what.name != "look":
+            if WORKS[what.name][1] is not floor_look:
                 for leftover in (home / "floor", home / "tables", home / LOCATION.lstrip("/") / "_checkpoints"):
                     shutil.rmtree(leftover, ignore_errors=True)
         if {o["result"] for o in ours} != {f["result"] for f in floor}:

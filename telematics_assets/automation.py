@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from telematics_assets.assets.boundary import PERMANENT_FAILURE_TAG
-from telematics_assets.assets.files import PROCESS_TAG, bronze_key
+from telematics_assets.assets.files import LIST_WHOLE_TAG, PROCESS_TAG, bronze_key
 from telematics_assets.assets.landing import landing_key
 from telematics_assets.catalog import FileStream
 from telematics_assets.engines.base import Engine, PendingFiles
@@ -92,6 +92,7 @@ def landing_sensor(
         in_flight = _in_flight(context.instance, stream, max_run_seconds, clock())
         cursor = context.cursor
         observations: list[dg.AssetObservation] = []
+        late = False
         try:
             pending = looking.look(engine)
         except TelematicsError as error:
@@ -102,7 +103,7 @@ def landing_sensor(
         else:
             if pending is None:
                 return dg.SensorResult(skip_reason=f"Still listing after {look_seconds:g} s; the next tick goes on.")
-            found, fingerprint = _in_words(pending), pending.fingerprint
+            found, fingerprint, late = _in_words(pending), pending.fingerprint, pending.late > 0
             if pending.data_version != cursor:
                 cursor = pending.data_version
                 observations.append(_observation(stream, pending))
@@ -120,6 +121,7 @@ def landing_sensor(
                 FINGERPRINT_TAG: fingerprint,
                 ATTEMPT_TAG: f"{attempt}",
                 MAX_RUNTIME_TAG: f"{max_run_seconds}",
+                **({LIST_WHOLE_TAG: "true"} if late else {}),
             },
         )
         return dg.SensorResult(run_requests=[request], asset_events=observations, cursor=cursor)

@@ -20,6 +20,7 @@ from telematics_assets.volumes.globs import name_pattern
 
 FileFormat = Literal["parquet", "json", "csv"]
 SchemaEvolutionMode = Literal["addNewColumns", "rescue", "failOnNewColumns", "none"]
+IncrementalListing = Literal["auto", "true", "false"]
 
 #: Columns that every table filled from files ends with: name, type, comment.
 SOURCE_FILE = "_source_file"
@@ -33,6 +34,8 @@ _NAME = re.compile(r"[^\x00-\x20/\x7f`.%]+")
 _OWN_COLUMN = re.compile(r"_[A-Za-z0-9_]+")
 _SEPARATOR = re.compile(r"[\t -\x7e]")
 _BYTES = re.compile(r"([0-9]{1,15})([kmgtp]?b?)")
+_INTERVAL_PART = re.compile(r"([0-9]{1,9}) +(second|minute|hour|day|week)s?\b", re.ASCII)
+_UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -181,6 +184,12 @@ class FileStreamOptions:
             recorded as `SKIPPED_EXISTING` and never loaded. Counts at that moment only.
         allow_overwrites: Files that changed after they were ingested are ingested again; the new rows stand beside the
             old ones.
+        use_incremental_listing: `false` lists the whole folder whenever it looks. `auto` lists it only from a path on
+            that lies before the newest files, where the ledger shows that names sort like time (folders by date,
+            numbers of equal width); `true` takes that order for granted. Both list whole as long as that saves little.
+            A bool is accepted too.
+        backfill_interval: Incremental listing: the whole folder is listed at least this often, so that late files
+            below that path are found; an interval such as `1 day` or `6 hours`.
         raw_record_column: JSON and csv: name of a column that holds each record as it stands in the file, or None.
         multi_line: JSON: a file is a document, an array of records or one record, not a record on each line; None is
             False. csv: line ends may stand within quotes; None is True, so that no quoted text is torn.
@@ -198,6 +207,8 @@ class FileStreamOptions:
     modified_before: str | None = None
     include_existing_files: bool = True
     allow_overwrites: bool = False
+    use_incremental_listing: IncrementalListing | bool = "false"
+    backfill_interval: str = "1 hour"
     raw_record_column: str | None = None
     multi_line: bool | None = None
     header: bool = True
@@ -250,6 +261,18 @@ class FileStreamOptions:
             raise OptionError(f"sep and quote are both {self.sep!r}. Give two different characters.")
 
     def _check_choice_of_files(self) -> None:
+        if isinstance(self.use_incremental_listing, bool):
+            object.__setattr__(self, "use_incremental_listing", str(self.use_incremental_listing).lower())
+        if self.use_incremental_listing not in get_args(IncrementalListing):
+            raise OptionError(
+                f"use_incremental_listing={self.use_incremental_listing!r} is not accepted. Use one of: "
+                f"{', '.join(get_args(IncrementalListing))}."
+            )
+        if not self.backfill_ns:
+            raise OptionError(
+                f"backfill_interval={self.backfill_interval!r} is not accepted. Use an interval above 0, such as "
+                "'1 hour'; to list the whole folder always, use_incremental_listing='false'."
+            )
         for option in ("include_existing_files", "allow_overwrites"):
             if not isinstance(getattr(self, option), bool):
                 raise OptionError(f"{option}={getattr(self, option)!r} is not accepted. Use True or False.")
@@ -284,6 +307,15 @@ class FileStreamOptions:
         if found is None:
             raise OptionError(f"max_bytes_per_trigger={given!r} is not accepted. {_SIZES}")
         return int(found[1]) << 10 * " kmgtp".index(found[2].removesuffix("b") or " ")
+
+    @property
+    def backfill_ns(self) -> int:
+        """`backfill_interval` in nanoseconds.
+
+        Raises:
+            OptionError: If it is none.
+        """
+        return interval_ns("backfill_interval", self.backfill_interval)
 
     @property
     def modified_bounds(self) -> tuple[int | None, int | None]:
@@ -399,6 +431,26 @@ class FileStream:
 
 
 _SIZES = "Use a whole number of bytes from 1, a text such as '512m' or '10g', or None for no limit."
+
+
+def interval_ns(option: str, text: str) -> int:
+    """The length of an interval as Spark writes it, such as `1 day` or `interval 1 hour 30 minutes`, in nanoseconds.
+
+    Args:
+        option: Whose value it is, for the message.
+        text: The interval; months and years have no fixed length.
+
+    Raises:
+        OptionError: If it is none.
+    """
+    said = text.strip().lower().removeprefix("interval ") if isinstance(text, str) else ""
+    parts = _INTERVAL_PART.findall(said)
+    if not parts or _INTERVAL_PART.sub("", said).strip():
+        raise OptionError(
+            f"{option}={text!r} is not accepted. Use an interval of weeks, days, hours, minutes and seconds, such as "
+            "'1 day', '6 hours' or '1 hour 30 minutes'."
+        )
+    return sum(int(number) * _UNIT_SECONDS[unit] for number, unit in parts) * 1_000_000_000
 
 
 def _instant_ns(option: str, text: str | None) -> int | None:

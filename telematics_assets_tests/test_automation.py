@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import threading
@@ -13,7 +14,7 @@ import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from telematics_assets.assets.boundary import PERMANENT_FAILURE_TAG
-from telematics_assets.assets.files import PROCESS_TAG
+from telematics_assets.assets.files import LIST_WHOLE_TAG, PROCESS_TAG
 from telematics_assets.automation import (
     ATTEMPT_TAG,
     FINGERPRINT_TAG,
@@ -99,6 +100,25 @@ class Breaking(MemoryEngine):
         return super().ingest(stream, request, progress)
 
 
+class Late(MemoryEngine):
+    """Calls files late, and notes what a load is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = 0
+        self.told: list[bool] = []
+
+    def look(self, stream: FileStream) -> PendingFiles:
+        return dataclasses.replace(super().look(stream), late=self.late)
+
+    def ingest(
+        self, stream: FileStream, request: IngestRequest | None = None, progress: ProgressListener | None = None
+    ) -> IngestReport:
+        assert request is not None
+        self.told.append(request.list_whole)
+        return super().ingest(stream, request, progress)
+
+
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as instance:
@@ -131,6 +151,18 @@ def test_all_new_files_become_one_run(stage: Stage) -> None:
     assert request.run_key == f"telematics-{request.tags[FINGERPRINT_TAG]}-1"
     assert stage.run(request).status == dg.DagsterRunStatus.SUCCESS
     assert stage.skip() == "Nothing new. Files: 3 known."
+
+
+def test_a_run_for_a_late_file_is_told_to_list_the_whole_folder(instance: dg.DagsterInstance) -> None:
+    engine = Late()
+    stage = Stage(engine, instance)
+    for number, name in enumerate(("in_order", "late")):
+        engine.late = number
+        stage.land(name)
+        request = stage.request()
+        assert (LIST_WHOLE_TAG in request.tags) == bool(number)
+        assert stage.run(request).status == dg.DagsterRunStatus.SUCCESS
+    assert engine.told == [False, True]
 
 
 def test_the_same_files_are_the_same_request_so_that_dagster_starts_it_once(stage: Stage) -> None:

@@ -141,6 +141,13 @@ def test_an_option_that_resembles_nothing_is_answered_with_all() -> None:
         ("modified_before", "20260131", "'2026-01-31'"),
         ("modified_before", 1767225600, "'2026-01-31'"),
         ("include_existing_files", "false", "True or False"),
+        ("use_incremental_listing", "True", "Use one of: auto, true, false"),
+        ("use_incremental_listing", None, "Use one of: auto, true, false"),
+        ("use_incremental_listing", 1, "Use one of: auto, true, false"),
+        *(
+            ("backfill_interval", given, "Use an interval")
+            for given in ("", "1", "hour", "1hour", "-1 hour", "1.5 hours", "1 hour x", "1 hourss", "0 hours", None, 5)
+        ),
         ("include_existing_files", None, "True or False"),
         ("allow_overwrites", 1, "True or False"),
         ("rescued_data_column", "rescued", "starts with '_'"),
@@ -237,6 +244,29 @@ def test_a_copy_changes_only_what_it_says() -> None:
     assert TELEMATICS_TEST.options.max_files_per_trigger == 1000
     with pytest.raises(OptionError, match="Did you mean 'max_files_per_trigger'"):
         TELEMATICS_TEST.with_options(max_files=2)
+
+
+def test_incremental_listing_is_chosen_by_word_or_bool() -> None:
+    chosen = {FileStreamOptions(use_incremental_listing=given).use_incremental_listing for given in (True, "true")}
+    assert chosen == {"true"}
+    assert FileStreamOptions(use_incremental_listing=False) == FileStreamOptions()
+    assert TELEMATICS.with_options(use_incremental_listing=True).with_options(
+        backfill_interval="1 day"
+    ).options == FileStreamOptions(use_incremental_listing="true", backfill_interval="1 day")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1 second", 1),
+        ("90 minutes", 5400),
+        ("1 hour 30 minutes", 5400),
+        ("INTERVAL  2 Weeks", 1_209_600),
+        (" 1 day  0 hours ", 86_400),
+    ],
+)
+def test_an_interval_is_its_parts_added_up(text: str, seconds: int) -> None:
+    assert FileStreamOptions(backfill_interval=text).backfill_ns == seconds * 1_000_000_000
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------

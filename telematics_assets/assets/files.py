@@ -27,6 +27,9 @@ CODE_VERSION = "1"
 #: Set by a run when it starts to load: its own id and its process. See `processes.py`.
 PROCESS_TAG = "telematics/process"
 
+#: Set by the sensor: the run loads files that only a listing of the whole folder finds.
+LIST_WHOLE_TAG = "telematics/list_whole"
+
 #: Transient errors are tried again inside the run; what outlasts this is the sensor's business.
 RETRY_POLICY = dg.RetryPolicy(max_retries=3, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
@@ -85,7 +88,8 @@ def bronze_asset(
         run_id = context.run.run_id
         context.instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {process_identity()}"})
         with failures_for_dagster(context):
-            report = engine.ingest(stream, IngestRequest(config.max_files), _ProgressLog(context.log))
+            request = IngestRequest(config.max_files, list_whole=LIST_WHOLE_TAG in context.run.tags)
+            report = engine.ingest(stream, request, _ProgressLog(context.log))
             return dg.MaterializeResult(
                 metadata=load_metadata(engine, stream, report),
                 # An empty run keeps the version, so that it wakes nobody downstream.

@@ -9,6 +9,7 @@ Does not belong here: the order of steps (`loader.py`), listing and reading data
     commits/<n>             which attempt counts, and the table version that holds it
     ledger/<a>-<b>          the files decided by batches a to b, in columns (Parquet)
     ledger/existing         the files that were there when a stream began that was to leave them out, the same columns
+    listings/<n>            when a load listed the whole folder and left nothing behind below a path; the newest counts
 
 Every file is published by write-if-absent and never changed. Ledger segments merge results in tiers of `FANOUT`, so
 that a
@@ -41,6 +42,7 @@ _FIELDS = {
     "offsets": {"batch_id", "planner", "files"},
     "results": {"batch_id", "attempt", "files", "added", "schema"},
     "commits": {"batch_id", "attempt", "table_version"},
+    "listings": {"stream_id", "chosen", "listed_at_ns", "bound"},
 }
 _EXISTING = "existing"
 #: How often a listing is repeated when another process merges and deletes under it.
@@ -151,6 +153,23 @@ class BatchCommit:
     batch_id: int
     attempt: str
     table_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class WholeListing:
+    """A listing of the whole folder after which every file below `bound` was in the ledger.
+
+    Attributes:
+        stream_id: The generation that it is of.
+        chosen: Folder and options that chose the files.
+        listed_at_ns: When it began, nanoseconds since the epoch.
+        bound: Path from which on later listings must look.
+    """
+
+    stream_id: str
+    chosen: str
+    listed_at_ns: int
+    bound: str
 
 
 class Checkpoint:
@@ -328,9 +347,31 @@ class Checkpoint:
         """Delete the whole checkpoint; the identity goes first, so that what a crash leaves behind means nothing."""
         # Without an identity this one would still count for the stream that begins next.
         self._volume.delete(f"{self._root}/ledger/{_EXISTING}")
+        self.forget_listings()
         for folder in ("metadata", "commits", "offsets", "results", "ledger"):
             for name in self._volume.names(f"{self._root}/{folder}"):
                 self._volume.delete(f"{self._root}/{folder}/{name}")
+
+    def whole_listing(self) -> WholeListing | None:
+        """The newest listing of the whole folder, or None: then the next one must be whole."""
+        numbers = self._numbers("listings")
+        try:
+            return WholeListing(**self._read("listings", _number(numbers[-1]))) if numbers else None
+        except (FileMissingError, CheckpointCorruptError):
+            # Another loader published a newer one and deleted this; or it is damaged. It only saves work.
+            return None
+
+    def publish_whole_listing(self, listing: WholeListing) -> None:
+        """Publish a listing of the whole folder and delete older ones; of two at once, one is kept."""
+        numbers = self._numbers("listings")
+        self._publish("listings", _number(numbers[-1] + 1 if numbers else 0), asdict(listing))
+        for number in numbers:
+            self._volume.delete(f"{self._root}/listings/{_number(number)}")
+
+    def forget_listings(self) -> None:
+        """Let the next listing, of every process, be whole."""
+        for name in self._volume.names(f"{self._root}/listings"):
+            self._volume.delete(f"{self._root}/listings/{name}")
 
     def next_free_batch(self) -> int:
         """A batch number above all that any generation used."""

@@ -1,9 +1,11 @@
 """Discovery: which files of a folder are new, which changed, which may still be being written.
 
-Belongs here: comparing a listing with the ledger, the settle rule and the completeness rule.
-Does not belong here: publishing plans (`loader.py`), reading rows, Dagster.
+Belongs here: comparing a listing with the ledger, the settle rule, the completeness rule, and what a look remembers of
+its last listing of the whole folder.
+Does not belong here: publishing plans (`loader.py`), choosing a bound (`incremental.py`), reading rows, Dagster.
 
-Old modification times never hide a file: only the ledger decides what is known.
+Old modification times never hide a file: only the ledger decides what is known. A partial listing sees the files from a
+bound on. What the look makes of it, it makes of the whole folder, with what it saw below the bound last time.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
+from telematics_assets.autoloader.checkpoint import WholeListing
 from telematics_assets.autoloader.formats import completeness
 from telematics_assets.catalog import FileFormat, FileStreamOptions
 from telematics_assets.errors import FileMissingError, VolumeError
@@ -36,6 +39,9 @@ class Discovered:
         problems: Entries that can't be data.
         known: Files in the ledger.
         data_version: Hash of the listing.
+        listed_at_ns: When the listing began, nanoseconds since the epoch.
+        bound: The listing saw the files from this path on; "": all.
+        late: Files of `ready` that a partial listing would not have seen.
     """
 
     ready: pl.DataFrame
@@ -44,6 +50,26 @@ class Discovered:
     problems: tuple[Problem, ...]
     known: int
     data_version: str
+    listed_at_ns: int
+    bound: str = ""
+    late: int = 0
+
+    def first_left(self) -> str | None:
+        """The lowest path of the files that are ready or waiting, or None if there are none."""
+        left = [*self.ready.select(pl.col("path").min())["path"], *(file.path for file, _ in self.waiting)]
+        return min((path for path in left if path is not None), default=None)
+
+
+@dataclass(frozen=True)
+class _Below:
+    """What a look saw below the bound when it listed the whole folder."""
+
+    record: WholeListing
+    tick: float
+    rows: int
+    hashes: int
+    changed: pl.DataFrame
+    late: bool
 
 
 class Discovery:
@@ -82,16 +108,109 @@ class Discovery:
         self._clock = clock
         self._monotonic = monotonic
         self._sightings: dict[tuple[str, int, int, str | None], float] = {}
+        self._below: _Below | None = None
+        self._recorded: tuple[WholeListing, float] | None = None
 
-    def run(self, ledger: pl.DataFrame, superseded: pl.DataFrame | None = None, opens: int | None = None) -> Discovered:
+    def run(
+        self,
+        ledger: pl.DataFrame,
+        superseded: pl.DataFrame | None = None,
+        opens: int | None = None,
+        bound: str = "",
+    ) -> Discovered:
         """List the folder and compare it with the ledger.
 
         Args:
             ledger: The known files.
             superseded: Versions of files that were ingested before those that the ledger tells of.
             opens: Open at most this many young files to see whether they are complete; all if None.
+            bound: List only the files from this path on; "": all.
         """
-        listing = choose(self._volume.scan(self._folder), self._options)
+        began = self._clock()
+        return self._compared(began, *self._listed(bound), ledger, superseded, opens)
+
+    def look(self, ledger: pl.DataFrame, superseded: pl.DataFrame, record: WholeListing, seconds: float) -> Discovered:
+        """Answer for the whole folder, listing only the part from a recorded bound on where that will do.
+
+        The whole folder is listed at the first look, when a load has listed it since, when `seconds` have passed on the
+        clock that never goes back, and as long as it has files to load below the bound: so it announces them until a
+        load took them.
+
+        Args:
+            ledger: The known files.
+            superseded: See `run`.
+            record: The last listing of the whole folder by a load.
+            seconds: Longest time between two listings of the whole folder.
+        """
+        began, tick, bound = self._clock(), self._monotonic(), record.bound
+        below = self._below
+        if below is not None and below.record == record and not below.late and tick - below.tick < seconds:
+            part, bound = self._listed(bound)
+            if bound:
+                found = self._compared(began, part, bound, ledger, superseded, LOOK_OPENS)
+                rows, hashes = _hashed(part.files)
+                still = compare(Listing(below.changed), ledger, superseded)[1]
+                return replace(
+                    found,
+                    changed=pl.concat([found.changed, still]),
+                    data_version=_version(below.rows + rows, below.hashes + hashes),
+                )
+            listing, bound = part, record.bound
+        else:
+            listing = self._listed("")[0]
+        found = self._compared(began, listing, "", ledger, superseded, LOOK_OPENS)
+        under = pl.col("path") < bound
+        late = found.ready.filter(under).height
+        first = found.first_left()
+        self._below = _Below(
+            record,
+            tick,
+            *_hashed(listing.files.filter(under)),
+            found.changed.filter(under),
+            late=first is not None and first < bound,
+        )
+        return replace(found, late=late)
+
+    def is_due(self, record: WholeListing, seconds: float) -> bool:
+        """Whether a load has to list the whole folder again.
+
+        Args:
+            record: The last time that a load did.
+            seconds: Longest time between two.
+        """
+        if self._recorded is None or self._recorded[0] != record:
+            self._recorded = record, self._monotonic()
+        age = (self._clock() - record.listed_at_ns) / 1e9
+        # A time from the future says nothing; and the wall clock may stand still or go back while this process lives.
+        return not 0 <= age < seconds or self._monotonic() - self._recorded[1] >= seconds
+
+    @property
+    def sees_late_files(self) -> bool:
+        """Whether the last look saw files to load that a partial listing does not see."""
+        return self._below is not None and self._below.late
+
+    def _listed(self, bound: str) -> tuple[Listing, str]:
+        """A listing, and the bound that it really has."""
+        if bound:
+            listing = choose(self._volume.scan(self._folder, bound), self._options)
+            files = listing.files.filter(pl.col("path") >= bound)
+            # A bound has files behind it. Stores are known that answer an offset with nothing, whatever there is.
+            if not files.is_empty():
+                return Listing(files, listing.problems), bound
+        return choose(self._volume.scan(self._folder), self._options), ""
+
+    def _compared(
+        self,
+        began: int,
+        listing: Listing,
+        bound: str,
+        ledger: pl.DataFrame,
+        superseded: pl.DataFrame | None,
+        opens: int | None,
+    ) -> Discovered:
+        known = ledger.height
+        if bound:
+            ledger = ledger.filter(pl.col("path") >= bound)
         new, changed = compare(listing, ledger, superseded)
         if self._options.allow_overwrites:
             new, changed = pl.concat([new, changed]), changed.clear()
@@ -101,8 +220,10 @@ class Discovery:
             tuple(waiting),
             changed,
             listing.problems,
-            ledger.height,
-            _version(listing),
+            known,
+            _version(*_hashed(listing.files)),
+            began,
+            bound,
         )
 
     def _settled(self, new: pl.DataFrame, opens: int | None) -> tuple[pl.DataFrame, list[tuple[FileEntry, str]]]:
@@ -161,6 +282,11 @@ def choose(listing: Listing, options: FileStreamOptions) -> Listing:
     return Listing(files, listing.problems)
 
 
+def choice_of(folder: str, options: FileStreamOptions) -> str:
+    """What decides which files a stream sees: after another choice, files may be new wherever they lie."""
+    return repr((folder, options.path_glob_filter, *options.modified_bounds, options.allow_overwrites))
+
+
 def compare(
     listing: Listing, ledger: pl.DataFrame, superseded: pl.DataFrame | None = None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -209,9 +335,12 @@ def fingerprint(files: pl.DataFrame) -> str:
     return digest.hexdigest()[:32]
 
 
-def _version(listing: Listing) -> str:
-    files = listing.files
+def _hashed(files: pl.DataFrame) -> tuple[int, int]:
+    """How many files, and the sum of their hashes: it needs no sorting, and parts can be added up."""
     if files.is_empty():
-        return "empty"
-    # A sum of row hashes needs no sorting: the order of a listing means nothing.
-    return f"{files.height}-{files.select('path', 'size', 'modified_ns').hash_rows(seed=7).sum():016x}"
+        return 0, 0
+    return files.height, int(files.select("path", "size", "modified_ns").hash_rows(seed=7).sum())
+
+
+def _version(rows: int, hashes: int) -> str:
+    return f"{rows}-{hashes % 2**64:016x}" if rows else "empty"

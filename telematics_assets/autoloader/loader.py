@@ -27,9 +27,11 @@ from telematics_assets.autoloader.checkpoint import (
     Metadata,
     Plan,
     Result,
+    WholeListing,
     choices,
 )
-from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, fingerprint
+from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, choice_of, fingerprint
+from telematics_assets.autoloader.incremental import RECENT_FILES, lower_bound
 from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, FileStream, TableName
 from telematics_assets.engines.base import (
     BatchBalance,
@@ -141,6 +143,9 @@ class StreamLoader:
         incomplete_seconds: float = 300.0,
         on_step: Callable[[str], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
+        recent_files: int = RECENT_FILES,
     ) -> None:
         """Tie a stream to its Volume, its table and a writer.
 
@@ -154,6 +159,9 @@ class StreamLoader:
             incomplete_seconds: See `Discovery`.
             on_step: Called with each name of `STEPS` as it is passed.
             sleep: Waits for young files to settle, seconds.
+            clock: See `Discovery`.
+            monotonic: See `Discovery`.
+            recent_files: See `incremental.RECENT_FILES`.
         """
         self._stream = stream
         self._name = table
@@ -165,8 +173,16 @@ class StreamLoader:
         self._sleep = sleep
         self._checkpoint = Checkpoint(volume, stream.name)
         self._discovery = Discovery(
-            volume, stream.folder, stream.format, settle_seconds, incomplete_seconds, options=stream.options
+            volume,
+            stream.folder,
+            stream.format,
+            settle_seconds,
+            incomplete_seconds,
+            clock,
+            monotonic,
+            stream.options,
         )
+        self._recent_files = recent_files
         self._planner = uuid.uuid4().hex[:12]
 
     # -- loading ---------------------------------------------------------------------------------------------------
@@ -185,6 +201,7 @@ class StreamLoader:
         session: _Session | None = None
         budget = request.max_files
         discovered: Discovered | None = None
+        bound: str | None = None
         while budget is None or budget > 0:
             session = self._open()
             if session is not None and session.recovered is not None:
@@ -195,7 +212,10 @@ class StreamLoader:
             plan = None if session is None else session.plan
             if plan is None:
                 tell(Progress("list", f"listing {self._stream.folder}"))
-                discovered = self._discovery.run(*self._versions(None if session is None else session.metadata))
+                if bound is None:
+                    bound = "" if request.list_whole else self._bound(session)
+                known, superseded = self._versions(None if session is None else session.metadata)
+                discovered = self._discovery.run(known, superseded, bound=bound)
                 self._step("listed")
                 if session is None and not self._stream.options.include_existing_files:
                     there = discovered.ready.height
@@ -212,6 +232,8 @@ class StreamLoader:
                         tell(Progress("list", f"{young} young files: waiting {self._settle:g} s for them"))
                         self._sleep(self._settle)
                         continue
+                    if session is not None and not discovered.bound:
+                        self._note(session.metadata, discovered, known)
                     break
                 size = min(self._stream.options.max_files_per_trigger, budget or ready.height)
                 files = tuple(as_files(self._within_bytes(ready.head(size))))
@@ -243,6 +265,43 @@ class StreamLoader:
                 f"{denied[0].path}: {denied[0].reason} Then load again."
             )
         return self._report(batches, discovered, yielded, time.monotonic() - started)
+
+    def _bound(self, session: _Session | None) -> str:
+        """From which path on the listings of a load look; "" if they must be whole."""
+        record = None if session is None else self._record(session.metadata)
+        if record is None or self._discovery.sees_late_files or self._discovery.is_due(record, self._interval):
+            return ""
+        return record.bound
+
+    def _record(self, metadata: Metadata | None) -> WholeListing | None:
+        """The last listing of the whole folder, if listings may be partial after it."""
+        if metadata is None or self._stream.options.use_incremental_listing == "false":
+            return None
+        record = self._checkpoint.whole_listing()
+        counts = record is not None and (record.stream_id, record.chosen) == (metadata.stream_id, self._chosen)
+        return record if counts else None
+
+    def _note(self, metadata: Metadata, discovered: Discovered, known: pl.DataFrame) -> None:
+        """Record a listing of the whole folder once nothing of it is left below a bound."""
+        mode = self._stream.options.use_incremental_listing
+        if mode == "false":
+            return
+        bound = lower_bound(known, self._stream.folder, proven=mode == "auto", recent=self._recent_files)
+        before = self._record(metadata)
+        if not bound and mode == "true" and before is not None:
+            bound = before.bound
+        if bound:
+            bound = min(bound, discovered.first_left() or bound)
+            listing = WholeListing(metadata.stream_id, self._chosen, discovered.listed_at_ns, bound)
+            self._checkpoint.publish_whole_listing(listing)
+
+    @property
+    def _interval(self) -> float:
+        return self._stream.options.backfill_ns / 1e9
+
+    @property
+    def _chosen(self) -> str:
+        return choice_of(self._stream.folder, self._stream.options)
 
     def _run(self, session: _Session, plan: Plan, tell: ProgressListener) -> tuple[BatchReport, Result]:
         attempt = uuid.uuid4().hex[:12]
@@ -486,8 +545,12 @@ class StreamLoader:
 
     def look(self) -> PendingFiles:
         """What a load would find now. See `Engine.look`."""
-        _, ledger, superseded, plan = self._known()
-        found = self._discovery.run(ledger, superseded, LOOK_OPENS)
+        metadata, ledger, superseded, plan = self._known()
+        record = self._record(metadata)
+        if record is None:
+            found = self._discovery.run(ledger, superseded, LOOK_OPENS)
+        else:
+            found = self._discovery.look(ledger, superseded, record, self._interval)
         pending = found.ready
         if plan is not None:
             rows = [(f.path, f.size, f.modified_ns, f.etag) for f in plan.files]
@@ -502,6 +565,7 @@ class StreamLoader:
             known=found.known,
             data_version=found.data_version,
             oldest_modified_ns=None if pending.is_empty() else _whole(pending["modified_ns"].min()),
+            late=found.late,
         )
 
     def files(self, state: FileState | None = None) -> list[FileRecord]:

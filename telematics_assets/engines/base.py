@@ -26,9 +26,12 @@ class IngestRequest:
 
     Attributes:
         max_files: Stop after about this many files (whole batches are cut to it); None drains all that is available.
+        list_whole: List the whole folder even where `use_incremental_listing` allows a part: for files that a look
+            called late.
     """
 
     max_files: int | None = None
+    list_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +184,7 @@ class PendingFiles:
         known: Files in the ledger.
         data_version: Hash of the whole listing: the version of the landing folder.
         oldest_modified_ns: Modification time of the oldest of `files`, nanoseconds since the epoch, or None.
+        late: How many of `files` an incremental listing does not see: load with `list_whole` to take them at once.
     """
 
     stream: str
@@ -192,6 +196,7 @@ class PendingFiles:
     known: int
     data_version: str
     oldest_modified_ns: int | None = None
+    late: int = 0
 
 
 @dataclass(frozen=True, slots=True)

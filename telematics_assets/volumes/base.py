@@ -83,11 +83,16 @@ class Volume(Protocol):
         """Where the Volume really is: a local path, or a URL."""
         ...
 
-    def scan(self, folder: str) -> Listing:
+    def scan(self, folder: str, from_path: str = "") -> Listing:
         """List every file below `folder`, at any depth.
 
         Names that start with `_` or `.`, of files or folders, are not data and are left out. A folder that does not
         exist gives an empty listing.
+
+        Args:
+            folder: Relative to the Volume.
+            from_path: Files whose path sorts before this one, by its UTF-8 bytes, may be left out to save work; those
+                that sort behind it, and itself, are listed. "" lists all. Problems before it may be left out too.
         """
         ...
 

@@ -48,7 +48,7 @@ class LocalVolume:
         """The folder's absolute path."""
         return self._root
 
-    def scan(self, folder: str) -> Listing:
+    def scan(self, folder: str, from_path: str = "") -> Listing:
         """See `Volume.scan`. Symbolic links and special files are named as problems, not followed."""
         check_path(folder)
         paths: list[str] = []
@@ -68,7 +68,12 @@ class LocalVolume:
                         path = f"{current}/{name}"
                         try:
                             if entry.is_dir(follow_symlinks=False):
-                                pending.append(path)
+                                inside = f"{path}/"
+                                # Every path in there begins with `inside`.
+                                if inside > from_path or from_path.startswith(inside):
+                                    pending.append(path)
+                                continue
+                            if path < from_path:
                                 continue
                             info = entry.stat(follow_symlinks=False)
                         except _GONE:

@@ -58,14 +58,16 @@ class MemoryVolume:
         with self._lock:
             self._files[path] = self._stored(data, when)
 
-    def scan(self, folder: str) -> Listing:
+    def scan(self, folder: str, from_path: str = "") -> Listing:
         """See `Volume.scan`."""
         start = len(check_path(folder)) + 1
         with self._lock:
             found = [
                 (path, len(file.data), file.modified_ns, file.etag)
                 for path, file in self._files.items()
-                if path.startswith(f"{folder}/") and not any(p[0] in "_." for p in path[start:].split("/"))
+                if path.startswith(f"{folder}/")
+                and path >= from_path
+                and not any(p[0] in "_." for p in path[start:].split("/"))
             ]
         schema = {"path": pl.String, "size": pl.Int64, "modified_ns": pl.Int64, "etag": pl.String}
         return Listing(pl.DataFrame(found, schema=schema, orient="row"))

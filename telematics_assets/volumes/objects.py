@@ -227,7 +227,7 @@ class ObjectVolume:
         """The URL."""
         return self._url
 
-    def scan(self, folder: str) -> Listing:
+    def scan(self, folder: str, from_path: str = "") -> Listing:
         """See `Volume.scan`.
 
         Raises:
@@ -236,8 +236,10 @@ class ObjectVolume:
         """
         self._key(folder)
         frames = [pl.DataFrame(schema=_LISTED)]
+        # A store begins behind an offset: one that is a character shorter sorts just before.
+        offset = from_path[:-1].rstrip("/") or None
         try:
-            for page in obstore.list(self._store, folder, chunk_size=_LISTED_AT_ONCE, return_arrow=True):
+            for page in obstore.list(self._store, folder, offset=offset, chunk_size=_LISTED_AT_ONCE, return_arrow=True):
                 frames.append(pl.DataFrame(page).select(pl.col(name).cast(kind) for name, kind in _LISTED.items()))
         except (exceptions.BaseError, FileNotFoundError) as error:
             raise self._listing_error(error, folder) from error
@@ -249,7 +251,7 @@ class ObjectVolume:
             (pl.col("last_modified").dt.epoch("s") * 1_000_000_000).alias("modified_ns"),
             pl.col("e_tag").str.strip_chars('"').alias("etag"),
         )
-        return Listing(self._without_markers(files))
+        return Listing(self._without_markers(files, whole=offset is None))
 
     def names(self, folder: str) -> list[str]:
         """See `Volume.names`."""
@@ -384,12 +386,12 @@ class ObjectVolume:
             return _no_store(self._url)
         return translate(error, self._at(folder))
 
-    def _without_markers(self, files: pl.DataFrame) -> pl.DataFrame:
+    def _without_markers(self, files: pl.DataFrame, *, whole: bool) -> pl.DataFrame:
         empty = files.filter(pl.col("size") == 0)
+        markers: dict[tuple[str, str | None], bool] = {} if whole else dict(self._markers)
         if empty.is_empty():
-            self._markers.clear()
+            self._markers = markers
             return files
-        markers: dict[tuple[str, str | None], bool] = {}
         for path, etag in empty.select("path", "etag").iter_rows():
             known = self._markers.get((path, etag))
             # `folder/` is listed as `folder`, but there is no object of that name.

@@ -54,8 +54,8 @@ class Landing(MemoryVolume):
         self.vanishing: set[str] = set()
         self.problems: tuple[Problem, ...] = ()
 
-    def scan(self, folder: str) -> Listing:
-        return Listing(super().scan(folder).files, self.problems)
+    def scan(self, folder: str, from_path: str = "") -> Listing:
+        return Listing(super().scan(folder, from_path).files, self.problems)
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:

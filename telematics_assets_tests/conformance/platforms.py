@@ -235,8 +235,8 @@ class _MeddledVolume:
         if now and self._moment == "close":
             self._action()
 
-    def scan(self, folder: str) -> Listing:
-        return self._volume.scan(folder)
+    def scan(self, folder: str, from_path: str = "") -> Listing:
+        return self._volume.scan(folder, from_path)
 
     def names(self, folder: str) -> list[str]:
         return self._volume.names(folder)

@@ -234,6 +234,21 @@ def test_hidden_names_are_no_data_at_any_depth_but_can_be_asked_for(volume: Volu
     assert paths(volume.scan("parquet/_deep")) == ["parquet/_deep/c"]
 
 
+def test_a_scan_from_a_path_on_leaves_out_nothing_that_sorts_behind_it_by_bytes(volume: Volume) -> None:
+    names = [name for name in ODD_NAMES if can_be_named(volume, name)]
+    names += ["\uff5e", "\U0001f697", "a", "a-b", "a.b", "A", "~", "\u00e9t\u00e9", "2026-11-23", "2026-11-2"]
+    everything = [f"parquet/{name}{rest}" for name in names for rest in (".x", "/1", "/deep/2", "-d/3")]
+    for path in everything:
+        assert volume.create(path, b"x")
+    starts = [*everything, *(f"parquet/{name}/" for name in names), "parquet/a0", "parquet/", "parquet/\U0010ffff"]
+    for start in starts[:: 5 if isinstance(volume, ObjectVolume) else 1]:
+        behind = {path for path in everything if path.encode() >= start.encode()}
+        found = volume.scan("parquet", start)
+        assert behind <= set(paths(found)) <= set(everything), start
+    # It must spare something, too.
+    assert len(paths(volume.scan("parquet", max(everything)))) < len(everything) / 4
+
+
 def test_a_scan_stays_in_its_folder(volume: Volume) -> None:
     for path in ("parquet/a", "parquet2/b", "json/c", "d"):
         volume.create(path, b"1")
@@ -381,6 +396,22 @@ def refusing(
         return real(path)
 
     monkeypatch.setattr("telematics_assets.volumes.local.os.scandir", scandir)
+
+
+def test_folders_before_the_path_that_a_scan_begins_at_are_not_opened(
+    local: LocalVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in ("2025/12/31", "2026/10/31", "2026/11/01", "2026/11/02"):
+        land(local, f"parquet/{day}/a")
+    real, opened = os.scandir, []
+
+    def scandir(path: str) -> object:
+        opened.append(os.path.relpath(path, local.uri))
+        return real(path)
+
+    monkeypatch.setattr("telematics_assets.volumes.local.os.scandir", scandir)
+    assert paths(local.scan("parquet", "parquet/2026/11/02/")) == ["parquet/2026/11/02/a"]
+    assert sorted(opened) == ["parquet", "parquet/2026", "parquet/2026/11", "parquet/2026/11/02"]
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG])
