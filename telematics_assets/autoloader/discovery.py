@@ -149,10 +149,14 @@ class Discovery:
             if bound:
                 found = self._compared(began, part, bound, ledger, superseded, LOOK_OPENS)
                 rows, hashes = _hashed(part.files)
-                still = compare(Listing(below.changed), ledger, superseded)[1]
+                changed = found.changed
+                # Comparing nothing with a large ledger would take longer than the rest.
+                if not below.changed.is_empty():
+                    still = compare(Listing(below.changed), ledger, superseded)[1]
+                    changed = pl.concat([changed, still])
                 return replace(
                     found,
-                    changed=pl.concat([found.changed, still]),
+                    changed=changed,
                     data_version=_version(below.rows + rows, below.hashes + hashes),
                 )
             listing, bound = part, record.bound
