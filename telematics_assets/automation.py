@@ -236,6 +236,7 @@ def _observation(stream: FileStream, pending: PendingFiles) -> dg.AssetObservati
 def _in_words(pending: PendingFiles) -> str:
     parts: Sequence[tuple[int, str]] = (
         (pending.files, "to load"),
+        (pending.late, "of them late"),
         (pending.waiting, "perhaps still being written"),
         (pending.changed, "changed after loading"),
         (pending.known, "known"),

@@ -211,9 +211,9 @@ class StreamLoader:
             self._step("opened")
             plan = None if session is None else session.plan
             if plan is None:
-                tell(Progress("list", f"listing {self._stream.folder}"))
                 if bound is None:
                     bound = "" if request.list_whole else self._bound(session)
+                tell(Progress("list", f"listing {self._stream.folder}{f' from {bound} on' if bound else ''}"))
                 known, superseded = self._versions(None if session is None else session.metadata)
                 discovered = self._discovery.run(known, superseded, bound=bound)
                 self._step("listed")

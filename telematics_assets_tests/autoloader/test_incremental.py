@@ -416,8 +416,10 @@ def test_a_load_lists_from_the_bound_on_until_a_listing_of_all_is_due() -> None:
     assert (record.bound, record.listed_at_ns) == ("in/2026/11/04/", world.clocks.wall)
     world.put("2026/11/06/c")
     world.put("2026/11/01/late")
-    report = world.process().ingest()
+    told: list[str] = []
+    report = world.process().ingest(progress=lambda progress: told.append(progress.message))
     assert (report.files_ingested, world.whole_scans(), world.unloaded()) == (1, 0, {"in/2026/11/01/late"})
+    assert told[0] == "listing in from in/2026/11/04/ on"
     world.clocks.pass_(HOUR)
     assert world.process().ingest().files_ingested == 1
     assert world.whole_scans() == 2
