@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
 from telematics_assets.errors import OptionError, UnknownNameError
+from telematics_assets.lakehouse.ddl import ACCEPTED, DeltaType, Hint, parse_hints, parse_type
 from telematics_assets.volumes.base import check_path
 from telematics_assets.volumes.globs import name_pattern
 
@@ -38,6 +39,9 @@ _INTERVAL_PART = re.compile(r"([0-9]{1,9}) +(second|minute|hour|day|week)s?\b", 
 _UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
+#: The rescued data of text files has the file's path under this name, with underscores in front where a key has it too.
+RESCUED_PATH = re.compile(r"_+file_path")
+_MAX_HINTS = 1000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -128,8 +132,8 @@ class Column:
     Attributes:
         name: Column name; units are part of the name (`speed_kmh`).
         type: Delta type in SQL spelling: STRING, BIGINT, INT, SMALLINT, TINYINT, DOUBLE, FLOAT, BOOLEAN, TIMESTAMP
-        (UTC,
-            microseconds), DATE, BINARY or DECIMAL(p,s).
+            (UTC, microseconds), TIMESTAMP_NTZ, DATE, BINARY, DECIMAL(p,s), ARRAY<...>, MAP<...> or STRUCT<...>. JSON
+            has no BINARY and no MAP with keys other than STRING; csv has scalars only, and no BINARY.
         comment: What it means, with its unit.
         required: Files without this column are refused at staging.
         minimum: Smallest plausible value, or None. Values outside are kept and counted by a check.
@@ -190,6 +194,14 @@ class FileStreamOptions:
             A bool is accepted too.
         backfill_interval: Incremental listing: the whole folder is listed at least this often, so that late files
             below that path are found; an interval such as `1 day` or `6 hours`.
+        schema_hints: Types of columns and of fields inside of them, in SQL spelling: `speed_kmh DOUBLE, device.model
+            STRING, legs ARRAY<STRUCT<km: DOUBLE>>`. They are columns of a new table from its beginning, and type those
+            that come later; a column that the table has stays as it is. A path makes its column a STRUCT with at least
+            that field. A contract column may be hinted with its own type only.
+        infer_column_types: JSON and csv: columns that neither contract nor hint declares get the type that all sampled
+            values fit, instead of STRING. See `autoloader/inference.py`.
+        schema_inference_sample_files: How many files of the first batch, oldest first, give a new table its types.
+        schema_inference_sample_bytes: How many bytes of them, unpacked; a whole number or a text such as `32m`.
         raw_record_column: JSON and csv: name of a column that holds each record as it stands in the file, or None.
         multi_line: JSON: a file is a document, an array of records or one record, not a record on each line; None is
             False. csv: line ends may stand within quotes; None is True, so that no quoted text is torn.
@@ -209,6 +221,10 @@ class FileStreamOptions:
     allow_overwrites: bool = False
     use_incremental_listing: IncrementalListing | bool = "false"
     backfill_interval: str = "1 hour"
+    schema_hints: str | None = None
+    infer_column_types: bool = False
+    schema_inference_sample_files: int = 1000
+    schema_inference_sample_bytes: int | str = "32m"
     raw_record_column: str | None = None
     multi_line: bool | None = None
     header: bool = True
@@ -242,6 +258,7 @@ class FileStreamOptions:
             raise OptionError("raw_record_column and rescued_data_column name the same column. Give them two names.")
         self._check_text_options()
         self._check_choice_of_files()
+        self._check_types()
 
     def _check_text_options(self) -> None:
         for option in ("multi_line", "header"):
@@ -277,7 +294,7 @@ class FileStreamOptions:
             if not isinstance(getattr(self, option), bool):
                 raise OptionError(f"{option}={getattr(self, option)!r} is not accepted. Use True or False.")
         if self.batch_bytes is not None and self.batch_bytes < 1:
-            raise OptionError(f"max_bytes_per_trigger={self.max_bytes_per_trigger!r} is not accepted. {_SIZES}")
+            raise OptionError(f"max_bytes_per_trigger={self.max_bytes_per_trigger!r} is not accepted. {_SIZES_OR_NONE}")
         if self.path_glob_filter is not None:
             try:
                 name_pattern(self.path_glob_filter)
@@ -293,6 +310,19 @@ class FileStreamOptions:
                 "Give a modified_before that is later than modified_after."
             )
 
+    def _check_types(self) -> None:
+        if type(self.infer_column_types) is not bool:
+            raise OptionError(f"infer_column_types={self.infer_column_types!r} is not accepted. Use True or False.")
+        files = self.schema_inference_sample_files
+        if type(files) is not int or files < 1:
+            raise OptionError(f"schema_inference_sample_files={files!r} is not accepted. Use a whole number from 1.")
+        if self.sample_bytes < 1:
+            raise OptionError(
+                f"schema_inference_sample_bytes={self.schema_inference_sample_bytes!r} is not accepted. {_SIZES}"
+            )
+        if len(self.hints) > _MAX_HINTS:
+            raise OptionError(f"schema_hints has {len(self.hints)} hints. Give at most {_MAX_HINTS}.")
+
     @property
     def batch_bytes(self) -> int | None:
         """`max_bytes_per_trigger` as a number.
@@ -301,12 +331,36 @@ class FileStreamOptions:
             OptionError: If it is none.
         """
         given = self.max_bytes_per_trigger
-        if given is None or type(given) is int:
-            return given
-        found = _BYTES.fullmatch(given.strip().lower()) if isinstance(given, str) else None
-        if found is None:
-            raise OptionError(f"max_bytes_per_trigger={given!r} is not accepted. {_SIZES}")
-        return int(found[1]) << 10 * " kmgtp".index(found[2].removesuffix("b") or " ")
+        return None if given is None else _size("max_bytes_per_trigger", given, _SIZES_OR_NONE)
+
+    @property
+    def sample_bytes(self) -> int:
+        """`schema_inference_sample_bytes` as a number.
+
+        Raises:
+            OptionError: If it is none.
+        """
+        return _size("schema_inference_sample_bytes", self.schema_inference_sample_bytes, _SIZES)
+
+    @property
+    def hints(self) -> tuple[Hint, ...]:
+        """`schema_hints` as they were read.
+
+        Raises:
+            OptionError: If they are none.
+        """
+        if self.schema_hints is None:
+            return ()
+        try:
+            if not isinstance(self.schema_hints, str):
+                raise ValueError("it is no text")
+            return parse_hints(self.schema_hints)
+        except ValueError as error:
+            raise OptionError(
+                f"schema_hints={self.schema_hints!r} is not accepted: {error}. Give 'path type' or 'path: type', comma "
+                "by comma, such as 'speed_kmh DOUBLE, device.model STRING', names with other characters in backticks. "
+                f"As a type {ACCEPTED[0].lower()}{ACCEPTED[1:]}"
+            ) from None
 
     @property
     def backfill_ns(self) -> int:
@@ -396,11 +450,60 @@ class FileStream:
                     f"The contract of stream {self.name!r} declares {column.name!r} twice, or uses a name of our own."
                 )
             taken.add(column.name.lower())
-            if self.format != "parquet" and column.type != "STRING":
-                kind = "JSON" if self.format == "json" else self.format
+        self._check_types()
+
+    def _check_types(self) -> None:
+        declared: dict[str, DeltaType] = {}
+        for column in self.contract.columns:
+            try:
+                declared[column.name] = parse_type(column.type)
+            except ValueError as error:
                 raise OptionError(
-                    f"Column {column.name!r} of stream {self.name!r} is {column.type}: {kind} columns are STRING, "
-                    "so that they hold the value's text exactly as it stands in the file."
+                    f"Column {column.name!r} of stream {self.name!r} is {column.type!r}, which is not a column type. "
+                    f"{ACCEPTED} Here {error}."
+                ) from None
+            self._check_text_type(f"Column {column.name!r}", (column.name,), declared[column.name])
+        own = {name.lower() for name in self.own_columns}
+        lowered = {name.lower(): name for name in declared}
+        for hint in self.options.hints:
+            name = hint.path[0]
+            if name.lower() in own:
+                raise OptionError(
+                    f"schema_hints of stream {self.name!r} has '{hint}', and {name!r} is a name of our own. Leave it "
+                    "out."
+                )
+            contract = lowered.get(name.lower())
+            if contract is not None and (contract != name or _at(declared[contract], hint.path[1:]) != hint.type):
+                raise OptionError(
+                    f"schema_hints of stream {self.name!r} has '{hint}', and the contract declares {contract!r} as "
+                    f"{declared[contract]}. Give both the same type, or leave the hint out."
+                )
+            self._check_text_type(f"The schema hint '{hint}'", hint.path, hint.type)
+
+    def _check_text_type(self, subject: str, path: tuple[str, ...], kind: DeltaType) -> None:
+        """Refuse a type that text files can't show."""
+        subject = f"{subject} of stream {self.name!r}"
+        if self.format == "parquet":
+            return
+        if self.format == "csv" and (kind.parts or len(path) > 1):
+            raise OptionError(
+                f"{subject} is nested, and a csv field is one text. Declare it as STRING, and take it apart in a later "
+                "table."
+            )
+        if RESCUED_PATH.fullmatch(path[0]) and (kind.name != "STRING" or len(path) > 1):
+            raise OptionError(
+                f"{subject} is typed, and the rescued data uses this name for the file's path. Declare it as STRING."
+            )
+        for part in _types_of(kind):
+            if part.name == "BINARY":
+                raise OptionError(
+                    f"{subject} has BINARY, and {_SHOWN[self.format]} files hold text only. Declare it as STRING, and "
+                    "decode it in a later table."
+                )
+            if part.name == "MAP" and part.parts[0][1].name != "STRING":
+                raise OptionError(
+                    f"{subject} has a MAP with keys of {part.parts[0][1]}, and keys in JSON are text. Use "
+                    f"MAP<STRING, {part.parts[1][1]}>."
                 )
 
     def _check_options_of_format(self) -> None:
@@ -408,6 +511,8 @@ class FileStream:
             for option in ("raw_record_column", "multi_line"):
                 if getattr(self.options, option) is not None:
                     raise OptionError(f"{option} needs format='json' or 'csv': other formats have no records of text.")
+            if self.options.infer_column_types:
+                raise OptionError("infer_column_types needs format='json' or 'csv': Parquet files tell their types.")
         if self.format != "csv":
             default = FileStreamOptions()
             for option in ("header", "sep", "quote"):
@@ -430,7 +535,17 @@ class FileStream:
         return replace(self, options=FileStreamOptions.parse({**_as_dict(self.options), **options}))
 
 
-_SIZES = "Use a whole number of bytes from 1, a text such as '512m' or '10g', or None for no limit."
+_SIZES = "Use a whole number of bytes from 1, or a text such as '512m' or '10g'."
+_SIZES_OR_NONE = f"{_SIZES[:-1]}, or None for no limit."
+
+
+def _size(option: str, given: object, accepted: str) -> int:
+    if type(given) is int:
+        return given
+    found = _BYTES.fullmatch(given.strip().lower()) if isinstance(given, str) else None
+    if found is None:
+        raise OptionError(f"{option}={given!r} is not accepted. {accepted}")
+    return int(found[1]) << 10 * " kmgtp".index(found[2].removesuffix("b") or " ")
 
 
 def interval_ns(option: str, text: str) -> int:
@@ -467,6 +582,26 @@ def _instant_ns(option: str, text: str | None) -> int | None:
         ) from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+
+
+_SHOWN = {"json": "JSON", "csv": "csv"}
+
+
+def _types_of(kind: DeltaType) -> Iterator[DeltaType]:
+    """A type and all types inside of it."""
+    yield kind
+    for _, part in kind.parts:
+        yield from _types_of(part)
+
+
+def _at(kind: DeltaType, path: tuple[str, ...]) -> DeltaType | None:
+    """The type of a field, by the names of the structs' fields that lead to it."""
+    for name in path:
+        fields = dict(kind.parts) if kind.name == "STRUCT" else {}
+        if name not in fields:
+            return None
+        kind = fields[name]
+    return kind
 
 
 def _as_dict(options: FileStreamOptions) -> dict[str, Any]:

@@ -17,11 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from telematics_assets.autoloader.chunks import Chunk
 from telematics_assets.autoloader.codecs import unpacked
 from telematics_assets.autoloader.formats import Columns, file_columns, read_file
+from telematics_assets.autoloader.json_nested import object_members
 from telematics_assets.autoloader.parquet import parquet_schema
+from telematics_assets.autoloader.schema import declared_fields
+from telematics_assets.autoloader.spans import is_string
 from telematics_assets.catalog import CORRUPT_RECORD
 from telematics_assets.errors import (
     FileChangedError,
@@ -30,7 +36,8 @@ from telematics_assets.errors import (
     UnreadableFileError,
     VolumeError,
 )
-from telematics_assets.lakehouse.types import arrow_type, fits, holdable
+from telematics_assets.lakehouse.ddl import holdable
+from telematics_assets.lakehouse.types import delta_type, fits, storable
 
 if TYPE_CHECKING:
     from telematics_assets.catalog import FileStream
@@ -202,17 +209,19 @@ def _parquet_problem(source: _Steady, stream: FileStream) -> str | None:
     problem = _columns_problem(stream, {c.name for c in stream.contract.columns if c.name in names}, schema.names)
     if problem:
         return problem
-    for column in stream.contract.columns:
+    held = {field.name: kind for field in schema if (kind := storable(field.type)) is not None}
+    for column in declared_fields(stream, held).values():
         if column.name in names:
             given = schema.field(column.name).type
-            if not fits(given, arrow_type(column.type)):
-                return f"column {column.name!r} is {given} in the file, and the contract says {column.type}"
+            if not fits(given, column.type):
+                return f"column {column.name!r} is {given} in the file, and the stream says {delta_type(column.type)}"
     return None
 
 
 def _json_problem(source: _Steady, stream: FileStream) -> str | None:
     """Why a JSON file does not match, by all its lines, or None."""
     contract = [column.name for column in stream.contract.columns]
+    target = _target(stream, [])
     rows = 0
     valued: set[str] = set()
     keys: dict[str, None] = {}
@@ -220,7 +229,7 @@ def _json_problem(source: _Steady, stream: FileStream) -> str | None:
     def remember(columns: Columns) -> None:
         keys.update(dict.fromkeys(name for name, _ in columns))
 
-    chunks = read_file(cast(BinaryIO, source), stream, _target(stream, contract), "", on_columns=remember)
+    chunks = read_file(cast(BinaryIO, source), stream, target, "", on_columns=remember)
     for chunk in chunks:
         if chunk.corrupt_rows:
             corrupt = chunk.table[CORRUPT_RECORD]
@@ -228,6 +237,9 @@ def _json_problem(source: _Steady, stream: FileStream) -> str | None:
             if stream.options.multi_line:
                 return f"element {rows + row + 1} is no JSON object: {_start(corrupt[row].as_py())}"
             return _bad_line(source, rows + row)
+        problem = _misfit(chunk, stream, rows)
+        if problem:
+            return problem
         rows += chunk.table.num_rows
         valued.update(name for name in contract if chunk.table[name].null_count < chunk.table.num_rows)
     if not rows:
@@ -247,6 +259,9 @@ def _csv_problem(source: _Steady, stream: FileStream) -> str | None:
     source.seek(0)
     rows = 0
     for chunk in read_file(cast(BinaryIO, source), stream, _target(stream, names), ""):
+        problem = _misfit(chunk, stream, rows)
+        if problem:
+            return problem
         for column, says in (
             (CORRUPT_RECORD, "can't be read"),
             (stream.options.rescued_data_column, "has more fields than the file has columns"),
@@ -260,7 +275,33 @@ def _csv_problem(source: _Steady, stream: FileStream) -> str | None:
 
 
 def _target(stream: FileStream, names: Sequence[str]) -> pa.Schema:
-    return pa.schema([(name, pa.string()) for name in (*names, CORRUPT_RECORD, stream.options.rescued_data_column)])
+    """What the stream declares, then these columns as text, then the columns for what does not fit."""
+    declared = declared_fields(stream, {})
+    others = [name for name in (*names, CORRUPT_RECORD, stream.options.rescued_data_column) if name not in declared]
+    return pa.schema([*declared.values(), *(pa.field(name, pa.string()) for name in others)])
+
+
+def _misfit(chunk: Chunk, stream: FileStream, before: int) -> str | None:
+    """Which value of a typed column its type can't hold, or None.
+
+    Args:
+        chunk: Some records.
+        stream: What they are for.
+        before: How many records came before them.
+    """
+    typed = [field.name for field in chunk.table.schema if not is_string(field.type)]
+    rescued = chunk.table[stream.options.rescued_data_column].combine_chunks()
+    if not typed or not chunk.rescued_rows:
+        return None
+    rows = np.flatnonzero(rescued.is_valid())
+    members = object_members(rescued.drop_null())
+    found = np.flatnonzero(pc.is_in(members.keys, pa.array(typed)))
+    if not len(found):
+        return None
+    name, value = members.keys[found[0]].as_py(), members.values[found[0]].as_py()
+    kind = delta_type(chunk.table.schema.field(name).type)
+    record = before + rows[members.owners[found[0]]] + 1
+    return f"record {record} has {_start(value)} in column {name!r}, and {kind} can't hold it exactly"
 
 
 _PROBLEMS = {"parquet": _parquet_problem, "json": _json_problem, "csv": _csv_problem}
@@ -274,11 +315,11 @@ def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str]
         present: Columns of the contract that the file has.
         names: Columns that the file has; those of the contract may be left out.
     """
-    contract = {column.name for column in stream.contract.columns}
-    lowered = {name.lower(): name for name in contract}
+    declared = declared_fields(stream, {})
+    lowered = {name.lower(): name for name in declared}
     own = {name.lower() for name in stream.own_columns}
     for name in names:
-        if name in contract:
+        if name in declared:
             continue
         if name.lower() in lowered:
             return f"column {name!r} differs from the contract's {lowered[name.lower()]!r} by case only; rename it"
@@ -293,7 +334,7 @@ def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str]
     missing = [c.name for c in stream.contract.columns if c.required and c.name not in present]
     if missing:
         return f"required columns are missing: {', '.join(missing)}"
-    if not present and contract:
+    if not present and stream.contract.columns:
         return "it has none of the contract's columns"
     return None
 

@@ -1,23 +1,27 @@
 """Which reader a stream's files take, with which arguments.
 
-Belongs here: a stream's format and options as calls of the readers: rows, columns, completeness.
-Does not belong here: reading itself (`json_lines.py`, `delimited.py`, `parquet.py`), what becomes of rows, Dagster.
+Belongs here: a stream's format and options as calls of the readers: rows, columns, their types, completeness.
+Does not belong here: reading itself (`json_lines.py`, `delimited.py`, `parquet.py`), what fits a type (`typed.py`),
+what becomes of rows, Dagster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
 from telematics_assets.autoloader.chunks import Chunk
 from telematics_assets.autoloader.delimited import csv_keys, is_complete_csv, read_csv
 from telematics_assets.autoloader.delimited_exact import Dialect
+from telematics_assets.autoloader.inference import JSON_TARGET, RAW_COLUMN, RESCUED_COLUMN, Sample, seen_rescued
 from telematics_assets.autoloader.json_lines import is_complete_json, json_keys, read_json
+from telematics_assets.autoloader.ordered import in_order
 from telematics_assets.autoloader.parquet import is_complete_parquet, parquet_schema, read_parquet
-from telematics_assets.catalog import FileFormat, FileStream, FileStreamOptions
+from telematics_assets.autoloader.typed import Typing
+from telematics_assets.catalog import CORRUPT_RECORD, FileFormat, FileStream, FileStreamOptions
 
 #: JSON keys for the first schema are taken from this much of a file; later keys evolve the table.
 SAMPLE_BYTES = 1 << 20
@@ -50,6 +54,41 @@ def file_columns(source: BinaryIO, stream: FileStream) -> Columns:
     return [(key, None) for key in keys]
 
 
+def sample_file(sample: Sample, source: BinaryIO, stream: FileStream) -> None:
+    """Add a file to a sample of the values of a stream's columns, for `infer_column_types`.
+
+    Raises:
+        UnreadableFileError: If the file, as far as the sample takes it, can't be read; the sample is as it was.
+    """
+    if stream.format == "json":
+        head = sample.head(source)
+        records = read_json(
+            cast(BinaryIO, head),
+            JSON_TARGET,
+            rescued_column=RESCUED_COLUMN,
+            raw_column=RAW_COLUMN,
+            file_path="",
+            multi_line=bool(stream.options.multi_line),
+        )
+        sample.add_json(head, records)
+        return
+    names = [name for name, _ in file_columns(source, stream)]
+    source.seek(0)
+    head = sample.head(source)
+    own = [CORRUPT_RECORD, stream.options.rescued_data_column]
+    target = pa.schema([(name, pa.string()) for name in (*(name for name in names if name not in own), *own)])
+    records = read_csv(
+        cast(BinaryIO, head),
+        target,
+        dialect=dialect(stream.options),
+        names=_names(stream),
+        rescued_column=stream.options.rescued_data_column,
+        raw_column=None,
+        file_path="",
+    )
+    sample.add_csv(head, names, records)
+
+
 def read_file(
     source: BinaryIO,
     stream: FileStream,
@@ -71,11 +110,6 @@ def read_file(
         VolumeUnavailableError: If the source failed.
     """
     options = stream.options
-
-    def learn(keys: Sequence[str]) -> None:
-        if on_columns is not None:
-            on_columns([(key, None) for key in keys])
-
     if stream.format == "parquet":
         return read_parquet(
             source,
@@ -84,10 +118,48 @@ def read_file(
             file_path=file_path,
             on_schema=lambda schema: on_columns([(f.name, f.type) for f in schema]) if on_columns else None,
         )
-    if stream.format == "csv":
-        return read_csv(
+    return _read_text(source, stream, target, file_path, on_columns)
+
+
+def _read_text(
+    source: BinaryIO,
+    stream: FileStream,
+    target: pa.Schema,
+    file_path: str,
+    on_columns: Callable[[Columns], None] | None,
+) -> Iterator[Chunk]:
+    options = stream.options
+    is_json = stream.format == "json"
+    typing = Typing(target, options.rescued_data_column, file_path, is_json=is_json)
+    guesses = options.infer_column_types and options.schema_evolution_mode in ("addNewColumns", "failOnNewColumns")
+    known: set[str] = set()
+    unknown: list[str] = []
+
+    def learn(keys: Sequence[str]) -> None:
+        if on_columns is None:
+            return
+        if guesses:
+            unknown.extend(key for key in keys if key not in known)
+            known.update(keys)
+        else:
+            on_columns([(key, None) for key in keys])
+
+    chunks: Iterator[Chunk]
+    if is_json:
+        chunks = read_json(
             source,
-            target,
+            typing.reader_target,
+            rescued_column=options.rescued_data_column,
+            raw_column=options.raw_record_column,
+            file_path=file_path,
+            multi_line=bool(options.multi_line),
+            verbatim=typing.columns,
+            on_unknown=learn,
+        )
+    else:
+        chunks = read_csv(
+            source,
+            typing.reader_target,
             dialect=dialect(options),
             names=_names(stream),
             rescued_column=options.rescued_data_column,
@@ -95,15 +167,21 @@ def read_file(
             file_path=file_path,
             on_unknown=learn,
         )
-    return read_json(
-        source,
-        target,
-        rescued_column=options.rescued_data_column,
-        raw_column=options.raw_record_column,
-        file_path=file_path,
-        multi_line=bool(options.multi_line),
-        on_unknown=learn,
-    )
+
+    def learnt(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            if unknown and on_columns is not None:
+                # The values of new columns are in the rescued data of the chunk that brought them.
+                rescued = chunk.table[options.rescued_data_column].combine_chunks()
+                on_columns(seen_rescued(rescued, unknown, is_json=is_json))
+                unknown.clear()
+            yield chunk
+        if unknown and on_columns is not None:
+            on_columns([(key, None) for key in unknown])
+
+    if typing.columns and not typing.is_nested:
+        return in_order(typing.apply, learnt(chunks))
+    return map(typing.apply, learnt(chunks))
 
 
 def dialect(options: FileStreamOptions) -> Dialect:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from threading import Lock
@@ -74,6 +74,7 @@ def read_json(
     raw_column: str | None,
     file_path: str,
     multi_line: bool = False,
+    verbatim: Collection[str] = (),
     chunk_bytes: int = CHUNK_BYTES,
     on_unknown: Callable[[Sequence[str]], None] | None = None,
 ) -> Iterator[Chunk]:
@@ -87,6 +88,7 @@ def read_json(
         raw_column: Name of the column for the line as it stands in the file, or None.
         file_path: How the rescued data names the file.
         multi_line: The file is a document: its elements are read as lines are (`json_documents.elements`).
+        verbatim: String columns that show each value's source text, strings in their quotes; `null` is null as well.
         chunk_bytes: How much is parsed at a time; the rows are the same with any.
         on_unknown: Called before a chunk is yielded, with those keys of its records that name no column of `target`, in
             order of appearance.
@@ -98,7 +100,7 @@ def read_json(
         UnreadableFileError: If the file is packed and can't be unpacked to its end, or a line is longer than
             `MAX_RECORD_BYTES`; rows before that place may have been yielded.
     """
-    layout = _Layout.of(target, rescued_column, raw_column, file_path)
+    layout = _Layout.of(target, rescued_column, raw_column, file_path, verbatim)
     shapes = _Shapes()
     lines_before = 0
     opened = unpacked(source, repr(file_path))
@@ -459,6 +461,7 @@ class _Layout:
         raw_column: Name of the raw column, or None.
         after_rescued: JSON text behind the last rescued value.
         no_values: The values of a record without accepted keys.
+        verbatim: Columns that show each value's source text.
     """
 
     target: pa.Schema
@@ -467,15 +470,22 @@ class _Layout:
     raw_column: str | None
     after_rescued: str
     no_values: tuple[None, ...]
+    verbatim: frozenset[str]
 
     @classmethod
-    def of(cls, target: pa.Schema, rescued_column: str, raw_column: str | None, file_path: str) -> _Layout:
+    def of(
+        cls,
+        target: pa.Schema,
+        rescued_column: str,
+        raw_column: str | None,
+        file_path: str,
+        verbatim: Collection[str] = (),
+    ) -> _Layout:
         own = {CORRUPT_RECORD, rescued_column, raw_column}
         names = [column.name for column in target if column.name not in own and is_string(column.type)]
         accepted = {name: position for position, name in enumerate(names)}
-        return cls(
-            target, accepted, rescued_column, raw_column, f',"{_FILE_PATH}":{_json(file_path)}}}', (None,) * len(names)
-        )
+        after = f',"{_FILE_PATH}":{_json(file_path)}}}'
+        return cls(target, accepted, rescued_column, raw_column, after, (None,) * len(names), frozenset(verbatim))
 
     def before_rescued(self, keys: Sequence[str]) -> list[str]:
         """JSON text before each rescued value of a record with these unknown keys."""
@@ -487,6 +497,9 @@ class _Layout:
         if record is None:
             return _ExactRow(self.no_values, None, text)
         values = [record[name].text if name in record else None for name in self.accepted]
+        for name in self.verbatim & record.keys():
+            value = record[name]
+            values[self.accepted[name]] = None if value.text is None else text[value.start : value.end]
         unknown = [key for key in record if key not in self.accepted]
         rescued = None
         if unknown:
@@ -596,6 +609,8 @@ class _Rows:
         first = self._block.text[starts]
         null |= first == _NULL
         quoted = (first == _QUOTE) & ~null
+        if name in self._layout.verbatim:
+            quoted[:] = False
         values = self._block.cut(starts + quoted, ends - quoted, null)
         if self._block.escapes:
             escaped = quoted & mask(pc.match_substring(values, "\\"))

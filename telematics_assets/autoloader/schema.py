@@ -1,15 +1,16 @@
 """Which columns a table gets: names, limits, and evolution.
 
-Belongs here: the decision which columns of new files become columns of the table, and the schemas of tables and
-readers.
-Does not belong here: reading files, casting, writing; the JSON reader's own rules for keys.
+Belongs here: the decision which columns of new files become columns of the table, contract and schema hints as columns,
+and the schemas of tables and readers.
+Does not belong here: reading files, casting, writing; guessing types (`inference.py`); the JSON reader's own rules for
+keys.
 
 What is decided against here is not lost: readers put it into the rescued data column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -22,7 +23,8 @@ from telematics_assets.catalog import (
     FileStream,
 )
 from telematics_assets.errors import SchemaError
-from telematics_assets.lakehouse.types import arrow_type, delta_type, holdable, storable
+from telematics_assets.lakehouse.ddl import Hint, holdable
+from telematics_assets.lakehouse.types import arrow_of, arrow_type, delta_type, storable
 
 #: Columns of one table, the loader's own included. Files may have more: those beyond are rescued.
 MAX_COLUMNS = 2_000
@@ -41,43 +43,49 @@ def resolve(
     """The columns that the table gets before new files are read.
 
     A found column becomes one of the table's if its name and type can be held exactly, nothing else has that name in
-    any case, the table has room, and the stream's mode allows it. Of several with one name the first that can be held
-    decides.
+    any case, the table has room, and the stream's mode allows it. It has the type of the stream's contract or hints if
+    they name it; else, of several with one name, the first that can be held decides.
 
     Args:
         stream: The stream; `addNewColumns` evolves an existing table, `rescue` and `none` never do, and
-            `failOnNewColumns` adds what the contract declares by now and refuses the rest.
+            `failOnNewColumns` adds what the contract declares or a hint names by now, and refuses the rest.
         table_schema: The table as it is, or None if it is to be created.
-        found: Names and types of the files' columns, in the order of files; the type is None in text files.
+        found: Names and types of the files' columns, in the order of files; the type is None in text files of which
+            no types are inferred.
         file: The file that they are from, for a refusal.
 
     Returns:
-        For a table to be created all its data columns: the contract's in order, then found ones. For an existing table
-        the columns to add to it.
+        For a table to be created all its data columns: the contract's in order, then hinted, then found ones. For an
+        existing table the columns to add to it.
 
     Raises:
         SchemaError: In mode `failOnNewColumns`, if an existing table would need a column that is not declared.
     """
     mode = stream.options.schema_evolution_mode
-    declared = {column.name: column for column in stream.contract.columns}
+    types: dict[str, pa.DataType] = {}
+    for name, file_type in found:
+        held = pa.string() if file_type is None else storable(file_type)
+        if held is not None:
+            types.setdefault(name, held)
+    declared = declared_fields(stream, types)
     if table_schema is None:
-        columns = [_field(column.name, arrow_type(column.type), column.comment) for column in stream.contract.columns]
-        taken = {name.lower() for name in (*stream.own_columns, *(column.name for column in columns))}
-        if columns and mode in ("failOnNewColumns", "none"):
+        columns = list(declared.values())
+        taken = {name.lower() for name in (*stream.own_columns, *declared)}
+        if stream.contract.columns and mode in ("failOnNewColumns", "none"):
             return columns
     elif mode in ("addNewColumns", "failOnNewColumns"):
         columns = []
         taken = {name.lower() for name in (*stream.own_columns, *table_schema.names)}
     else:
         return []
-    for name, file_type in found:
+    for name, _ in found:
         if len(taken) >= MAX_COLUMNS:
             break
         if name.lower() in taken or not holdable(name):
             continue
-        held = pa.string() if file_type is None else storable(file_type)
-        if held is not None:
-            columns.append(pa.field(name, held))
+        field = declared.get(name) or (pa.field(name, types[name]) if name in types else None)
+        if field is not None:
+            columns.append(field)
             taken.add(name.lower())
     if table_schema is None or mode != "failOnNewColumns":
         return columns
@@ -88,9 +96,44 @@ def resolve(
             f"{', '.join(f'{column.name} {delta_type(column.type)}' for column in unknown[:_SHOWN])}"
             f"{f' and {len(unknown) - _SHOWN} more' if len(unknown) > _SHOWN else ''}. Stream {stream.name!r} has "
             "schema_evolution_mode='failOnNewColumns', so nothing of this batch is loaded. Declare them in the "
-            "stream's contract, use mode addNewColumns, rescue or none, or replace or remove the file; then load again."
+            "stream's contract or schema_hints, use mode addNewColumns, rescue or none, or replace or remove the file; "
+            "then load again."
         )
-    return [_field(c.name, arrow_type(c.type), c.comment) for c in (declared[column.name] for column in columns)]
+    return columns
+
+
+def declared_fields(stream: FileStream, types: Mapping[str, pa.DataType]) -> dict[str, pa.Field]:
+    """The columns that a stream declares, by name: its contract's, then those with schema hints.
+
+    Args:
+        stream: The stream.
+        types: Types of the files' columns: fields of a STRUCT join those that are hinted by path.
+    """
+    declared = {c.name: _field(c.name, arrow_type(c.type), c.comment) for c in stream.contract.columns}
+    hints: dict[str, list[Hint]] = {}
+    for hint in stream.options.hints:
+        hints.setdefault(hint.path[0], []).append(Hint(hint.path[1:], hint.type))
+    for name, inside in hints.items():
+        declared.setdefault(name, pa.field(name, _hinted(inside, types.get(name))))
+    return declared
+
+
+def _hinted(hints: Sequence[Hint], given: pa.DataType | None) -> pa.DataType:
+    """The type of a column or field, by its hints and by what files have there."""
+    if not hints[0].path:
+        return arrow_of(hints[0].type)
+    inside: dict[str, list[Hint]] = {}
+    for hint in hints:
+        inside.setdefault(hint.path[0], []).append(Hint(hint.path[1:], hint.type))
+    lowered = {name.lower() for name in inside}
+    children = (
+        [given.field(index) for index in range(given.num_fields)]
+        if given is not None and pa.types.is_struct(given)
+        else []
+    )
+    known = {child.name: child.type for child in children if child.name in inside or child.name.lower() not in lowered}
+    types = {**known, **{name: _hinted(deeper, known.get(name)) for name, deeper in inside.items()}}
+    return pa.struct([pa.field(name, kind) for name, kind in types.items()])
 
 
 def table_schema(stream: FileStream, data_fields: Sequence[pa.Field]) -> pa.Schema:

@@ -25,7 +25,8 @@ import pyarrow as pa
 
 from telematics_assets.autoloader.checkpoint import FileResult, Plan, Result
 from telematics_assets.autoloader.chunks import Chunk
-from telematics_assets.autoloader.formats import Columns, file_columns, read_file
+from telematics_assets.autoloader.formats import Columns, file_columns, read_file, sample_file
+from telematics_assets.autoloader.inference import Sample
 from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, StreamLoader
 from telematics_assets.autoloader.ordered import ahead
 from telematics_assets.autoloader.schema import reader_schema, resolve, table_schema
@@ -283,15 +284,7 @@ class _Writer:
         self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]
     ) -> Table:
         """See `BatchWriter.create_table`."""
-        found: list[tuple[str, pa.DataType | None]] = []
-        for file in files[:SAMPLE_FILES] if stream.format == "json" else files:
-            try:
-                with self._volume.open(file.path) as source:
-                    found += file_columns(source, stream)
-            except (UnreadableFileError, VolumeError):
-                # The batch itself will say so, by name.
-                continue
-        schema = table_schema(stream, resolve(stream, None, found))
+        schema = table_schema(stream, resolve(stream, None, self._columns(stream, files)))
         # Text of any length would stand in the log as smallest and largest value.
         lines = {stream.options.rescued_data_column, stream.options.raw_record_column, CORRUPT_RECORD}
         own = [column for column in schema if column.name in stream.own_columns and column.name not in lines]
@@ -299,6 +292,25 @@ class _Writer:
         statistics = statistics_columns([*data[:STATISTICS_COLUMNS], *own])
         properties = {**properties, "delta.dataSkippingStatsColumns": statistics}
         return self._lakehouse.create(name, schema, stream.contract.comment, properties)
+
+    def _columns(self, stream: FileStream, files: tuple[FileEntry, ...]) -> Columns:
+        """The columns of the first files."""
+        options = stream.options
+        sample = Sample(options.schema_inference_sample_files, options.sample_bytes)
+        found: list[tuple[str, pa.DataType | None]] = []
+        for file in files[:SAMPLE_FILES] if stream.format == "json" and not options.infer_column_types else files:
+            if sample.is_full:
+                break
+            try:
+                with self._volume.open(file.path) as source:
+                    if options.infer_column_types:
+                        sample_file(sample, source, stream)
+                    else:
+                        found += file_columns(source, stream)
+            except (UnreadableFileError, VolumeError):
+                # The batch itself will say so, by name.
+                continue
+        return [*found, *sample.columns()]
 
     def write(
         self,

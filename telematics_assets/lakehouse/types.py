@@ -1,8 +1,9 @@
 """The one map between Arrow types and Delta types, and what a Delta column can hold exactly.
 
 Belongs here: Delta's type names, the Arrow type of a new column, which types fit which column, casts that are exact or
-say where they are not, and the column names and statistics that Delta can be trusted with.
-Does not belong here: which columns a table gets (`autoloader/schema.py`), reading, writing, Dagster.
+say where they are not, and the statistics that Delta can be trusted with.
+Does not belong here: how types are spelled (`ddl.py`), which columns a table gets (`autoloader/schema.py`), reading,
+writing, Dagster.
 
 Exact means: every value can be had back. A file's `INT` fits a table's `BIGINT`; a `BIGINT` never fits a `DOUBLE`,
 because a DOUBLE has 53 bits. Timestamps and dates are held from year 1 to 9999: that is the range which Spark, SQL and
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from telematics_assets.errors import SchemaError
+from telematics_assets.lakehouse.ddl import ACCEPTED, MAX_DIGITS, DeltaType, holdable, parse_type, quoted
 
 _TIMESTAMP = pa.timestamp("us", "UTC")
 _TIMESTAMP_NTZ = pa.timestamp("us")
@@ -38,8 +40,6 @@ _ARROW_OF: dict[str, pa.DataType] = {
     "BINARY": pa.binary(),
 }
 _DELTA_OF = {arrow: name for name, arrow in _ARROW_OF.items()}
-_DECIMAL = re.compile(r"DECIMAL\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
-_MAX_DIGITS = 38
 
 #: Arrow types that become another type on their way into Delta; each holds every value of the first.
 _WIDENED: dict[pa.DataType, pa.DataType] = {
@@ -73,8 +73,6 @@ _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 _DAY_S = 86_400
 
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f,;{}()=]")
-_MAX_NAME = 255
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
 _EXACT_STATISTICS_DIGITS = 15
 
@@ -83,22 +81,29 @@ def arrow_type(delta: str) -> pa.DataType:
     """The Arrow type of a Delta type in SQL spelling.
 
     Args:
-        delta: For example `BIGINT` or `DECIMAL(10,2)`; upper or lower case.
+        delta: For example `BIGINT`, `DECIMAL(10,2)` or `ARRAY<STRUCT<km: DOUBLE>>`; upper or lower case.
 
     Raises:
         SchemaError: If there is no such type; the message lists the accepted ones.
     """
-    name = delta.strip().upper()
-    if name in _ARROW_OF:
-        return _ARROW_OF[name]
-    if match := _DECIMAL.fullmatch(name):
-        precision, scale = int(match[1]), int(match[2])
-        if 1 <= precision <= _MAX_DIGITS and scale <= precision:
-            return pa.decimal128(precision, scale)
-    raise SchemaError(
-        f"{delta!r} is not a column type. Use one of: {', '.join(_ARROW_OF)} or DECIMAL(precision,scale) "
-        f"with 1 to {_MAX_DIGITS} digits and a scale up to the precision."
-    )
+    try:
+        return arrow_of(parse_type(delta))
+    except ValueError as error:
+        raise SchemaError(f"{delta!r} is not a column type. {ACCEPTED} Here {error}.") from None
+
+
+def arrow_of(delta: DeltaType) -> pa.DataType:
+    """The Arrow type of a Delta type."""
+    if delta.digits is not None:
+        return pa.decimal128(*delta.digits)
+    if delta.name == "STRUCT":
+        return pa.struct([pa.field(name, arrow_of(kind)) for name, kind in delta.parts])
+    if delta.name == "MAP":
+        (_, key), (_, value) = delta.parts
+        return pa.map_(arrow_of(key), arrow_of(value))
+    if delta.name == "ARRAY":
+        return pa.list_(pa.field("element", arrow_of(delta.parts[0][1])))
+    return _ARROW_OF[delta.name]
 
 
 def delta_type(arrow: pa.DataType) -> str:
@@ -116,7 +121,7 @@ def delta_type(arrow: pa.DataType) -> str:
     if pa.types.is_map(arrow):
         return f"MAP<{delta_type(arrow.key_type)}, {delta_type(arrow.item_type)}>"
     if pa.types.is_struct(arrow):
-        return f"STRUCT<{', '.join(f'{child.name}: {delta_type(child.type)}' for child in _children(arrow))}>"
+        return f"STRUCT<{', '.join(f'{quoted(child.name)}: {delta_type(child.type)}' for child in _children(arrow))}>"
     return str(arrow)
 
 
@@ -144,7 +149,7 @@ def storable(arrow: pa.DataType) -> pa.DataType | None:
         # Arrow knows scales below 0 and above the precision, Delta does not.
         scale = max(arrow.scale, 0)
         digits = max(arrow.precision - arrow.scale, 0) + scale
-        return pa.decimal128(digits, scale) if digits <= _MAX_DIGITS else None
+        return pa.decimal128(digits, scale) if digits <= MAX_DIGITS else None
     if _is_list(arrow):
         value = storable(arrow.value_type)
         return None if value is None else pa.list_(pa.field("element", value))
@@ -299,16 +304,6 @@ def entries(array: pa.MapArray) -> pa.ListArray:
     """A map column as a list of structs `key`, `value` (a map's own child arrays ignore slices)."""
     key, item = array.type.key_type, array.type.item_type
     return array.cast(pa.list_(pa.struct([pa.field("key", key, nullable=False), pa.field("value", item)])))
-
-
-def holdable(name: str) -> bool:
-    """Whether a Delta table can have a column of this name without column mapping.
-
-    Refused: the empty name, more than 255 characters, blanks and control characters, any of `,;{}()=`, lone surrogates.
-    """
-    if not 0 < len(name) <= _MAX_NAME or _FORBIDDEN.search(name):
-        return False
-    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def statistics_columns(fields: Iterable[Any]) -> str:
