@@ -158,6 +158,12 @@ def test_an_option_that_resembles_nothing_is_answered_with_all() -> None:
         ("raw_record_column", "raw", "starts with '_'"),
         ("raw_record_column", "_Rescued_Data", "Give them two names"),
         ("multi_line", 1, "True or False"),
+        ("infer_column_types", "yes", "True or False"),
+        ("schema_inference_sample_files", 0, "whole number from 1"),
+        ("schema_inference_sample_files", None, "whole number from 1"),
+        ("schema_inference_sample_bytes", 0, "such as '512m'"),
+        ("schema_inference_sample_bytes", "much", "such as '512m'"),
+        ("schema_inference_sample_bytes", None, "such as '512m'"),
         ("multi_line", "true", "True or False"),
         ("header", None, "True or False"),
         ("sep", "", "one ASCII character"),
@@ -319,13 +325,72 @@ def test_a_contract_declares_each_column_once_and_none_of_ours(name: str) -> Non
     assert repr(name) in str(refused.value)
 
 
-def test_json_columns_are_text() -> None:
-    numbers = TableContract("One row per thing.", (Column("n", "BIGINT", "A number."),))
-    with pytest.raises(OptionError, match="'n'.*BIGINT: JSON columns are STRING"):  # noqa: RUF043
-        stream(contract=numbers)
-    with pytest.raises(OptionError, match="csv columns are STRING"):
-        stream(format="csv", contract=numbers)
-    assert stream(format="parquet", contract=numbers).contract is numbers
+@pytest.mark.parametrize("kind", ["BIGINT", "decimal(10, 2)", "MAP<STRING, ARRAY<DOUBLE>>", "BINARY", "MAP<INT, INT>"])
+def test_parquet_columns_have_any_type(kind: str) -> None:
+    contract = TableContract("One row per thing.", (Column("n", kind, "A thing."),))
+    assert stream(format="parquet", contract=contract).contract is contract
+    assert stream(format="parquet", options={"schema_hints": f"n {kind}"}).options.hints[0].path == ("n",)
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "kind", "says"),
+    [
+        ("json", "n", "TEXT", "is 'TEXT', which is not a column type. Use one of: STRING, BIGINT"),
+        ("json", "n", "BINARY", "JSON files hold text only. Declare it as STRING"),
+        ("json", "n", "ARRAY<BINARY>", "JSON files hold text only. Declare it as STRING"),
+        ("csv", "n", "BINARY", "csv files hold text only"),
+        ("csv", "n", "ARRAY<INT>", "a csv field is one text. Declare it as STRING"),
+        ("json", "n", "MAP<INT, DOUBLE>", "keys in JSON are text. Use MAP<STRING, DOUBLE>"),
+        ("json", "__file_path", "INT", "the rescued data uses this name"),
+    ],
+)
+def test_a_type_that_text_can_not_show_is_refused_with_one_that_it_can(
+    format: str, name: str, kind: str, says: str
+) -> None:
+    with pytest.raises(OptionError) as refused:
+        stream(format=format, contract=TableContract("One row per thing.", (Column(name, kind, "A thing."),)))
+    assert says in str(refused.value)
+    assert repr(name) in str(refused.value)
+    if kind != "TEXT":
+        with pytest.raises(OptionError) as refused:
+            stream(format=format, options={"schema_hints": f"{name} {kind}"})
+        assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("hints", "says"),
+    [
+        ("id BIGINT", "the contract declares 'id' as STRING. Give both the same type, or leave the hint out"),
+        ("ID STRING", "the contract declares 'id'"),
+        ("id.x INT", "the contract declares 'id'"),
+        ("_batch_id INT", "a name of our own"),
+        ("_Rescued_Data.x INT", "a name of our own"),
+        ("n", "no type at its end"),
+        ("n TEXT", "no type at 'TEXT'. Give 'path type' or 'path: type'"),
+        ("", "a name is missing"),
+        ({"n": "INT"}, "it is no text"),
+    ],
+)
+def test_a_hint_that_can_not_be_followed_is_refused(hints: object, says: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        stream(options={"schema_hints": hints})
+    assert says in str(refused.value)
+
+
+def test_a_hint_may_repeat_what_the_contract_declares() -> None:
+    columns = (Column("d", "STRUCT<a: INT, b: STRUCT<c: DATE>>", "A thing."),)
+    contract = TableContract("One row per thing.", columns)
+    assert len(stream(contract=contract, options={"schema_hints": "d.a INT, d.b.c: date, e INT"}).options.hints) == 3
+    for hint in ("d.a BIGINT", "d.x INT", "d.b.c.e INT"):
+        with pytest.raises(OptionError, match="Give both the same type"):
+            stream(contract=contract, options={"schema_hints": hint})
+
+
+def test_inference_is_for_text_and_has_limits() -> None:
+    with pytest.raises(OptionError, match="infer_column_types needs format='json' or 'csv'"):
+        stream(format="parquet", options={"infer_column_types": True})
+    options = FileStreamOptions(infer_column_types=True, schema_inference_sample_bytes="2k")
+    assert (options.sample_bytes, FileStreamOptions().sample_bytes) == (2048, 32 << 20)
 
 
 def test_raw_records_need_lines() -> None:

@@ -209,6 +209,58 @@ def test_a_contract_without_required_columns_still_keeps_other_data_out(samples:
     assert stage_one(b'{"other": 1}\n', anything, samples, volume).refused == ()
 
 
+TYPED = TableContract("Trips.", (Column("km", "DOUBLE", "Distance, km."), Column("no", "BIGINT", "Number.")))
+HINTS = {"schema_hints": "legs.km DOUBLE, at TIMESTAMP"}
+TYPED_JSON = FileStream("trips", "json", "json", "trips", TYPED, HINTS)  # type: ignore[arg-type]
+TYPED_CSV = FileStream("trips", "csv", "json", "trips", TYPED, {"schema_hints": "at TIMESTAMP"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stream", "good", "bad", "reason"),
+    [
+        (
+            TYPED_JSON,
+            '"km":1.10,"no":1,"x":{"no":"1"}',
+            '"km":1,"no":2.5',
+            "record 2 has 2.5 in column 'no', and BIGINT",
+        ),
+        (TYPED_JSON, '"no":1,"legs":{"km":1}', '"legs":{"km":1,"m":2}', 'has {"km":1,"m":2} in column \'legs\''),
+        (TYPED_JSON, '"no":1,"at":"2026-01-31T12:00Z"', '"at":"noon"', "has \"noon\" in column 'at', and TIMESTAMP"),
+        (TYPED_JSON, '"no":1', '"AT":1', "differs from the contract's 'at' by case only"),
+    ],
+)
+def test_json_is_judged_by_the_types_that_the_loader_gives_it(
+    stream: FileStream, good: str, bad: str, reason: str, samples: Path, volume: MemoryVolume
+) -> None:
+    assert stage_one(f"{{{good}}}\n".encode(), stream, samples, volume).refused == ()
+    volume.delete("json/sample")
+    assert reason in refusal(stage_one(f"{{{good}}}\n{{{bad}}}\n".encode(), stream, samples, volume))
+    assert landed(volume) == {}
+
+
+def test_csv_is_judged_by_the_types_that_the_loader_gives_it(samples: Path, volume: MemoryVolume) -> None:
+    good = b"no,km,at,more\n1,1.10,2026-01-31T12:00Z,x\n,,,\n"
+    assert stage_one(good, TYPED_CSV, samples, volume).refused == ()
+    volume.delete("json/sample")
+    assert "record 3 has \"007\" in column 'no', and BIGINT can't hold it exactly" in refusal(
+        stage_one(good + b"007,,,\n", TYPED_CSV, samples, volume)
+    )
+    assert "record 3 has more fields" in refusal(stage_one(good + b"7,,,,x\n", TYPED_CSV, samples, volume))
+
+
+def test_parquet_is_judged_by_its_hints(samples: Path, volume: MemoryVolume) -> None:
+    stream = FileStream("trips", "parquet", "parquet", "trips", TYPED, {"schema_hints": "d.a BIGINT"})  # type: ignore[arg-type]
+
+    def refused(kind: pa.DataType) -> tuple[RefusedFile, ...]:
+        buffer = io.BytesIO()
+        given = pa.array([{"a": 1, "b": 2}], pa.struct([("a", kind), ("b", pa.int8())]))
+        pq.write_table(pa.table({"km": [1.5], "d": given}), buffer)
+        return stage_one(buffer.getvalue(), stream, samples, volume).refused
+
+    assert refused(pa.int32()) == ()
+    assert "and the stream says STRUCT<a: BIGINT, b: TINYINT>" in refused(pa.float64())[0].reason
+
+
 TRIPS_CSV = FileStream(
     "trips",
     "csv",

@@ -112,6 +112,32 @@ def test_mode_fail_on_new_columns_adds_what_the_contract_declares_by_now() -> No
         resolve(now, table, [("gear", pa.int8()), ("fuel", pa.int8())])
 
 
+def test_hints_stand_behind_the_contract_and_reach_into_what_was_found() -> None:
+    stream = PARQUET.with_options(schema_hints="d.a BIGINT, d.B.x INT, gear INT, rpm INT")
+    given = pa.struct([("a", pa.int8()), ("b", pa.int8()), ("c", pa.uint8())])
+    held = pa.struct([("a", pa.int64()), ("c", pa.int16()), ("B", pa.struct([("x", pa.int32())]))])
+    fields = resolve(stream, None, [("speed", pa.float64()), ("d", given), ("d", pa.string())])
+    assert [(field.name, field.type) for field in fields][2:] == [
+        ("d", held),
+        ("gear", pa.int32()),
+        ("speed", pa.float64()),
+    ]
+    table = table_schema(PARQUET, resolve(PARQUET, None, []))
+    assert resolve(stream, table, [("d", pa.int8()), ("gear", pa.null())]) == [
+        pa.field("d", pa.struct([("a", pa.int64()), ("B", pa.struct([("x", pa.int32())]))])),
+        pa.field("gear", pa.int32()),
+    ]
+
+
+def test_a_declared_column_that_comes_late_has_its_declared_type() -> None:
+    late = dataclasses.replace(
+        PARQUET, contract=TableContract("Points.", (*CONTRACT.columns, Column("w", "INT", "W.")))
+    )
+    table = table_schema(PARQUET, resolve(PARQUET, None, []))
+    (field,) = resolve(late, table, [("w", pa.int8())])
+    assert (field.type, field.metadata) == (pa.int32(), {b"comment": b"W."})
+
+
 def test_json_columns_are_text() -> None:
     assert resolve(JSON, None, [("gear", None), ("_corrupt_record", None), ("_RAW", None)])[1:] == [
         pa.field("gear", pa.string())

@@ -13,11 +13,11 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from telematics_assets.errors import SchemaError
+from telematics_assets.lakehouse.ddl import holdable
 from telematics_assets.lakehouse.types import (
     arrow_type,
     delta_type,
     fits,
-    holdable,
     lossless_cast,
     plain,
     statistics_columns,
