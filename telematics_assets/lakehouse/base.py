@@ -115,6 +115,30 @@ class Table(Protocol):
         """
         ...
 
+    def overwrite(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+    ) -> Commit:
+        """Replace all rows and the schema, and set the positions of some applications, in ONE commit.
+
+        It becomes this handle's next version or nothing: whatever anybody committed since makes it a conflict. Readers
+        see the rows before or the rows after; the versions before can still be read.
+
+        Args:
+            schema: Schema of the batches, and the table's new one. Types are not converted.
+            batches: The rows; pulled one by one. An exception raised by them passes through, and nothing is committed.
+            positions: Applications with their new positions; of any other writer with one of them, one commits.
+            info: Texts for the commit info.
+
+        Raises:
+            CommitConflictError: If another writer was first; nothing of this commit is in the table.
+            TableUnsupportedError: If the table refuses to lose rows (`delta.appendOnly`).
+        """
+        ...
+
     def set_property(self, key: str, value: str) -> None:
         """Set one table property, in a commit of its own."""
         ...

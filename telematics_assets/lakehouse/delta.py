@@ -82,7 +82,8 @@ class DeltaLakehouse:
             if isinstance(error, OSError):
                 raise
             raise TableError(
-                f"{name} at {path} can't be opened: {_line(error)}. Restore its _delta_log, or move the folder away."
+                f"{name} at {path} can't be opened: {_line(error)}. Restore its _delta_log, move the folder away, "
+                "or drop it for good with its stream's `telematics reset STREAM --drop-table`."
             ) from error
 
     def drop(self, name: TableName) -> None:
@@ -181,7 +182,29 @@ class DeltaLakeTable:
         self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
     ) -> Commit:
         """See `Table.append`."""
-        self._refuse_casts(schema)
+        self._refuse_casts(self.schema, schema)
+        return self._write(schema, batches, {app_id: version}, info, overwrite=False)
+
+    def overwrite(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+    ) -> Commit:
+        """See `Table.overwrite`."""
+        self._refuse_casts(pa.schema([]), schema)
+        return self._write(schema, batches, positions, info, overwrite=True)
+
+    def _write(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+        *,
+        overwrite: bool,
+    ) -> Commit:
         failure: list[BaseException] = []
         rows = 0
 
@@ -203,22 +226,29 @@ class DeltaLakeTable:
             write_deltalake(
                 self._handle,
                 pa.RecordBatchReader.from_batches(schema, watched()),
-                mode="append",
-                schema_mode="merge",
+                mode="overwrite" if overwrite else "append",
+                schema_mode="overwrite" if overwrite else "merge",
                 target_file_size=TARGET_FILE_BYTES,
                 writer_properties=WriterProperties(compression="SNAPPY", max_row_group_size=ROW_GROUP_ROWS),
                 commit_properties=CommitProperties(
-                    custom_metadata=dict(info), app_transactions=[Transaction(app_id, version)]
+                    custom_metadata=dict(info),
+                    app_transactions=[Transaction(app, position) for app, position in positions.items()],
+                    # Rows that came in between would be overwritten unread: an overwrite is the next version or none.
+                    max_commit_retries=0 if overwrite else None,
                 ),
             )
         except CommitFailedError as error:
+            if "append-only" in str(error):
+                raise TableUnsupportedError(
+                    f"{self._name} has the property delta.appendOnly, so its rows can't be replaced. Set it to false."
+                ) from error
             raise _conflict(self._name, error) from error
         except (DeltaError, OSError) as error:
             if failure:
                 raise failure[0] from None
             raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
         commit = self._commit(self.version)
-        if commit.rows != rows or commit.transactions.get(app_id) != version:
+        if commit.rows != rows or commit.transactions != positions:
             raise TableError(
                 f"{self._name} version {commit.version} holds {commit.rows} rows of {rows} that were written. "
                 "Keep the table and its _delta_log as they are and report this."
@@ -332,8 +362,7 @@ class DeltaLakeTable:
                 raise explained from error
             raise
 
-    def _refuse_casts(self, schema: pa.Schema) -> None:
-        mine = self.schema
+    def _refuse_casts(self, mine: pa.Schema, schema: pa.Schema) -> None:
         for field in schema:
             index = mine.get_field_index(field.name)
             stored = mine.field(index).type if index >= 0 else storable(field.type)

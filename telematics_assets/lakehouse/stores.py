@@ -8,6 +8,7 @@ A commit in an object store is delta-rs' conditional put of the log entry, durab
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -27,6 +28,10 @@ from telematics_assets.volumes.local import sync_folder, translate
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
+
+
+#: A log entry that no reader and no writer can handle.
+_SHUT = b'{"protocol":{"minReaderVersion":99,"minWriterVersion":99}}\n'
 
 
 class TableStore(Protocol):
@@ -136,11 +141,14 @@ class LocalStore:
         try:
             os.rename(path, hidden)
         except FileNotFoundError:
-            return
+            pass
         except OSError as error:
             raise translate(error, path) from error
-        sync_folder(folder)
-        shutil.rmtree(hidden, ignore_errors=True)
+        else:
+            sync_folder(folder)
+        # One that died half-way left its own behind.
+        for left in Path(folder).glob(f".{glob.escape(table)}.*.dropped"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def read_log(self, entry: str) -> bytes:
         """See `TableStore.read_log`."""
@@ -232,12 +240,13 @@ class ObjectTableStore:
         """See `TableStore.drop`."""
         key = self._key(path)
         with self._objects.translating(path):
-            # Nothing can be renamed in one step. From the newest entry back, a drop that dies half way leaves an older
-            # table, which a loader refuses and the next drop removes; the data goes when no log names it.
-            log = sorted((o["path"] for o in self._store.list(f"{key}/_delta_log").collect()), reverse=True)
-            for entry in log:
-                self._delete([entry])
-            self._delete([o["path"] for o in self._store.list(key).collect()])
+            # Nothing can be renamed in one step. A log that lost its newest entries is an older table, whose data files
+            # may be gone; one that lost its oldest may still open without their rows. So its end goes last, and says
+            # that no reader and no writer can handle the table.
+            end = self._seal(f"{key}/_delta_log")
+            self._delete([o["path"] for o in self._store.list(key).collect() if o["path"] != end])
+            if end is not None:
+                self._delete([end])
 
     def read_log(self, entry: str) -> bytes:
         """See `TableStore.read_log`."""
@@ -275,6 +284,24 @@ class ObjectTableStore:
 
     def _key(self, path: str) -> str:
         return path.removeprefix(f"{self._url}/")
+
+    def _seal(self, log: str) -> str | None:
+        """End a log by an entry that shuts everybody out; its path, or None if there is no log."""
+        from obstore import exceptions
+
+        while numbers := [
+            int(name[0])
+            for o in self._store.list(log).collect()
+            if (name := o["path"].rpartition("/")[2].split("."))[0].isdigit()
+        ]:
+            end = f"{log}/{max(numbers) + 1:020d}.json"
+            try:
+                self._store.put(end, _SHUT, mode="create")
+            except exceptions.AlreadyExistsError:
+                # A loader committed in between.
+                continue
+            return end
+        return None
 
     def _delete(self, keys: list[str]) -> None:
         try:

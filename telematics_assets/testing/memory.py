@@ -38,6 +38,7 @@ class _Store:
     properties: list[dict[str, str]]
     commits: list[Commit]
     parts: list[pa.Table | None] = field(default_factory=list)
+    overwrites: list[int] = field(default_factory=list)
 
 
 class MemoryTable:
@@ -101,11 +102,33 @@ class MemoryTable:
         part = pa.Table.from_batches(batches, schema)
         with self._lock:
             since = self._store.commits[self._version + 1 :]
-            if any(app_id in c.transactions for c in since) or self._store.schemas[-1] != self.schema:
+            taken = any(app_id in c.transactions or c.removes_data for c in since)
+            if taken or self._store.schemas[-1] != self.schema:
                 raise CommitConflictError(f"Another writer committed to {self._name} first; run again.")
             number = len(self._store.commits)
             rows = part.num_rows
             commit = Commit(number, "WRITE", dict(info), {app_id: version}, rows, int(rows > 0), part.nbytes)
+            self._add(commit, part, schema=schema)
+            self._version = number
+        return commit
+
+    def overwrite(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+    ) -> Commit:
+        """See `Table.overwrite`."""
+        part = pa.Table.from_batches(batches, schema)
+        with self._lock:
+            number = self._version + 1
+            if len(self._store.commits) != number:
+                raise CommitConflictError(f"Another writer committed to {self._name} first; run again.")
+            rows = part.num_rows
+            removes = self.count() > 0
+            commit = Commit(number, "WRITE", dict(info), dict(positions), rows, int(rows > 0), part.nbytes, removes)
+            self._store.overwrites.append(number)
             self._add(commit, part, schema=schema)
             self._version = number
         return commit
@@ -184,7 +207,8 @@ class MemoryTable:
         self._store.commits.append(commit)
 
     def _parts(self) -> list[pa.Table]:
-        return [part for part in self._store.parts[: self._version + 1] if part is not None]
+        first = max((version for version in self._store.overwrites if version <= self._version), default=0)
+        return [part for part in self._store.parts[first : self._version + 1] if part is not None]
 
     def _rows(self) -> pa.Table:
         newest_first = [part.cast(_narrowed(self.schema, part)) for part in reversed(self._parts())]

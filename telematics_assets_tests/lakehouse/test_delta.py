@@ -283,6 +283,89 @@ def test_an_exception_of_the_rows_passes_through_and_commits_nothing(
     assert numbers(lakehouse) == [1]
 
 
+NARROW = pa.schema([SCHEMA.field("n"), pa.field("more", pa.string(), metadata={"comment": "New."}), SCHEMA.field(4)])
+
+
+def rewrite(table: Table, numbers: Sequence[int], **positions: int) -> Commit:
+    rows = [batch([n], 9, NARROW, more=["x"]) for n in numbers]
+    return table.overwrite(NARROW, rows, positions, {"telematics.attempt": "o"})
+
+
+def test_an_overwrite_replaces_rows_and_columns_and_sets_several_positions(lakehouse: Lakehouse) -> None:
+    table = create(lakehouse)
+    append(table, [1, 2], 0)
+    before = reopened(lakehouse)
+    commit = rewrite(table, [7, 8, 9], new=4, **{APP: 4})
+    assert (commit.version, commit.rows, commit.removes_data) == (2, 3, True)
+    assert commit.info["telematics.attempt"] == "o"
+    assert commit.transactions == {"new": 4, APP: 4}
+    handle = reopened(lakehouse)
+    assert handle.schema.names == ["n", "more", "_batch_id"]
+    assert [(field.metadata or {}).get(b"comment") for field in handle.schema][:2] == [
+        "A number, km/h, with ünïcode.".encode(),
+        b"New.",
+    ]
+    assert (handle.position("new"), handle.position(APP), handle.count()) == (4, 4, 3)
+    assert (handle.id, handle.comment, handle.properties) == (before.id, before.comment, before.properties)
+    assert numbers(lakehouse) == [7, 8, 9]
+    # An open handle is a snapshot.
+    assert sorted(before.read(["n"]).column("n").to_pylist()) == [1, 2]
+    assert handle.append(NARROW, [batch([1], 10, NARROW, more=["y"])], "new", 5, {}).version == 3
+    rewrite(reopened(lakehouse), [])
+    assert numbers(lakehouse) == []
+
+
+@pytest.mark.parametrize("what", ["own append", "foreign append", "property", "overwrite"])
+def test_an_overwrite_is_the_next_version_or_none(lakehouse: Lakehouse, what: str) -> None:
+    append(create(lakehouse), [1], 0)
+    handle, other = reopened(lakehouse), reopened(lakehouse)
+    if what == "property":
+        other.set_property("telematics.note", "x")
+    elif what == "overwrite":
+        rewrite(other, [1], other=0)
+    else:
+        append(other, [2], 1, APP if what == "own append" else "theirs")
+    before = numbers(lakehouse)
+    with pytest.raises(CommitConflictError):
+        rewrite(handle, [7], new=4)
+    assert (reopened(lakehouse).version, numbers(lakehouse)) == (2, before)
+
+
+@pytest.mark.parametrize("rows", [[], [1]])
+def test_an_append_behind_an_overwrite_that_took_its_position_is_refused(lakehouse: Lakehouse, rows: list[int]) -> None:
+    append(create(lakehouse), rows, 0)
+    handle = reopened(lakehouse)
+    reopened(lakehouse).overwrite(SCHEMA, [batch([5])], {"new": 2, APP: 2}, {})
+    with pytest.raises(CommitConflictError):
+        append(handle, [2], 1)
+    assert numbers(lakehouse) == [5]
+
+
+def test_an_exception_of_the_rows_of_an_overwrite_leaves_the_table_as_it_is(lakehouse: Lakehouse) -> None:
+    append(create(lakehouse), [1], 0)
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        yield batch([7])
+        raise MineError("mine")
+
+    with pytest.raises(MineError):
+        reopened(lakehouse).overwrite(SCHEMA, rows(), {"new": 1}, {})
+    assert (reopened(lakehouse).version, numbers(lakehouse)) == (1, [1])
+
+
+def test_an_overwrite_of_an_append_only_table_is_refused_for_good(local: DeltaLakehouse) -> None:
+    append(create(local), [1], 0)
+    DeltaTable(reopened(local).uri).alter.set_table_properties({"delta.appendOnly": "true"})
+    with pytest.raises(TableUnsupportedError, match=r"delta\.appendOnly.*Set it to false"):
+        rewrite(reopened(local), [7], new=1)
+
+
+def test_an_overwrite_with_a_type_that_delta_lacks_is_refused(local: DeltaLakehouse) -> None:
+    schema = pa.schema([pa.field("n", pa.uint64())])
+    with pytest.raises(SchemaError, match="'n'"):
+        create(local).overwrite(schema, [], {"new": 1}, {})
+
+
 def test_properties_are_set_in_a_commit_of_their_own(lakehouse: Lakehouse) -> None:
     table = create(lakehouse)
     append(table, [1], 0)
@@ -643,6 +726,18 @@ def test_copies_that_somebody_made_beside_a_table_dont_stop_the_listing(local: D
 def test_a_drop_leaves_nothing(local: DeltaLakehouse, grown: Table) -> None:
     local.drop(NAME)
     assert os.listdir(Path(grown.uri).parent) == []
+
+
+def test_what_a_drop_that_died_left_behind_goes_with_the_next(local: DeltaLakehouse, grown: Table) -> None:
+    left = Path(grown.uri).with_name(".points.0123.dropped")
+    other = Path(grown.uri).with_name(".points_2025.0123.dropped")
+    shutil.copytree(grown.uri, left)
+    shutil.copytree(grown.uri, other)
+    local.drop(NAME)
+    assert os.listdir(left.parent) == [other.name]
+    shutil.copytree(other, left)
+    local.drop(NAME)
+    assert os.listdir(left.parent) == [other.name]
 
 
 def test_a_handle_on_a_dropped_table_can_write_nothing(local: DeltaLakehouse, grown: Table) -> None:
