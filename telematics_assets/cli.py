@@ -33,7 +33,16 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from telematics_assets.catalog import FILE_STREAMS, TableName, find_stream
-from telematics_assets.engines.base import FILE_STATES, FileState, Finding, IngestRequest, Progress, ProgressListener
+from telematics_assets.engines.base import (
+    FILE_STATES,
+    Backfill,
+    FileState,
+    Finding,
+    IngestReport,
+    IngestRequest,
+    Progress,
+    ProgressListener,
+)
 from telematics_assets.errors import (
     DbfsDisabledError,
     OptionError,
@@ -213,7 +222,8 @@ def stage(
 @app.command(
     epilog="Examples:\n\n"
     "  telematics load                          all streams, until nothing is left\n\n"
-    "  telematics load telematics --max-files 100"
+    "  telematics load telematics --max-files 100\n\n"
+    "  telematics load telematics --full-refresh     rewrite the table from the files that are there"
 )
 def load(
     stream: Annotated[
@@ -223,19 +233,33 @@ def load(
     max_files: Annotated[
         int | None, typer.Option(min=1, help="Stop each stream after about this many files.", show_default=False)
     ] = None,
+    full_refresh: Annotated[
+        bool,
+        typer.Option("--full-refresh", help="Rewrite the named streams' tables from the files there, in one commit."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --full-refresh: let rows go whose files are gone or unreadable.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Load what has landed into the bronze tables, each file exactly once.
 
     One stream's failure doesn't keep the others from loading.
     """
+    if full_refresh and not stream:
+        raise OptionError("--full-refresh rewrites whole tables: name the streams that it is meant for.")
+    if force and not full_refresh:
+        raise OptionError("--force is for --full-refresh alone.")
+    if full_refresh and max_files is not None:
+        raise OptionError("--full-refresh takes all files in one commit: leave --max-files out.")
+    request = IngestRequest(max_files=max_files, full_refresh=full_refresh, force=force)
     streams = [find_stream(FILE_STREAMS, name) for name in dict.fromkeys(stream or ())] or list(FILE_STREAMS)
     engine = _engine(load_settings())
     reports, errors = [], []
     for each in streams:
         try:
             with _progress_of(each.name) as listener:
-                reports.append(engine.ingest(each, IngestRequest(max_files=max_files), listener))
+                reports.append(engine.ingest(each, request, listener))
         except TelematicsError as error:
             _complain(error, each.name)
             errors.append(error)
@@ -244,23 +268,65 @@ def load(
             _note(f"{report.stream}: another loader was faster and holds the rest; nothing was doubled.")
         if report.files_waiting:
             _note(f"{report.stream}: {report.files_waiting} files may still be written; a later load takes them.")
-    listed = [
-        {
-            "stream": report.stream,
-            "table": report.table,
-            "batches": len(report.batches),
-            "files_ingested": report.files_ingested,
-            "files_skipped": report.files_skipped,
-            "rows": report.rows,
-            "rows_rescued": report.rows_rescued,
-            "rows_corrupt": report.rows_corrupt,
-            "table_version": report.table_version,
-        }
-        for report in reports
-    ]
+    listed = [_loaded(report) for report in reports]
     _show(listed, as_json, "Loaded")
     if errors:
         raise typer.Exit(max(map(exit_code, errors)) if all(e.transient for e in errors) else EXIT_FAILED)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics backfill telematics --folder 2025\n\n"
+    "  telematics backfill telematics --modified-after 2025-12-01 --modified-before 2026-01-01"
+)
+def backfill(
+    stream: StreamName,
+    folder: Annotated[
+        str | None, typer.Option(help="Only files below this folder of the stream's folder.", show_default=False)
+    ] = None,
+    modified_after: Annotated[
+        str | None, typer.Option(help="Only files modified strictly after this ISO timestamp.", show_default=False)
+    ] = None,
+    modified_before: Annotated[
+        str | None, typer.Option(help="Only files modified strictly before this ISO timestamp.", show_default=False)
+    ] = None,
+    max_files: Annotated[
+        int | None, typer.Option(min=1, help="Stop after about this many files.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Load only the files of a folder or a time range, also those that were left out when the stream began.
+
+    What is loaded already is not loaded again; other files stay pending.
+    """
+    target = find_stream(FILE_STREAMS, stream)
+    request = IngestRequest(max_files=max_files, backfill=Backfill(folder, modified_after, modified_before))
+    with _progress_of(stream) as listener:
+        report = _engine(load_settings()).ingest(target, request, listener)
+    if not report.batches:
+        _note(f"{stream}: there is nothing to load in that folder or time range.")
+    _show([_loaded(report)], as_json, "Loaded")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics retry telematics_test broken.json\n\n"
+    "  telematics retry telematics_test /Volumes/workspace/00_landing/telematics/json/broken.json --json"
+)
+def retry(
+    stream: StreamName,
+    path: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Files, as `telematics files` lists them.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Read skipped files again, although they did not change; say what became of each."""
+    target = find_stream(FILE_STREAMS, stream)
+    with _progress_of(stream) as listener:
+        report = _engine(load_settings()).ingest(target, IngestRequest(retry_files=tuple(path)), listener)
+    if report.yielded:
+        _note(f"{stream}: another loader was faster; nothing was doubled. Run it again.")
+    _show([asdict(file) for file in report.retried], as_json, "Retried")
 
 
 @app.command(
@@ -400,6 +466,20 @@ def _engine(settings: Settings) -> Engine:
     from telematics_assets.engines.embedded import open_engine
 
     return open_engine(settings)
+
+
+def _loaded(report: IngestReport) -> dict[str, Any]:
+    return {
+        "stream": report.stream,
+        "table": report.table,
+        "batches": len(report.batches),
+        "files_ingested": report.files_ingested,
+        "files_skipped": report.files_skipped,
+        "rows": report.rows,
+        "rows_rescued": report.rows_rescued,
+        "rows_corrupt": report.rows_corrupt,
+        "table_version": report.table_version,
+    }
 
 
 def _settings_findings(settings: Settings) -> Iterator[Finding]:

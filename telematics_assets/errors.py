@@ -116,6 +116,10 @@ class TableUnsupportedError(TableError):
     """Raised when a table has a feature or property that breaks the exactly-once promise."""
 
 
+class RowsAtRiskError(PermanentError):
+    """Raised when a full refresh would take away rows whose files are gone, or can't be read any more."""
+
+
 class SchemaError(PermanentError):
     """Raised when data can't be brought into the table's schema under the stream's schema evolution mode."""
 

@@ -87,6 +87,7 @@ def load_metadata(engine: Engine, stream: FileStream, report: IngestReport) -> d
     """
     metadata: dict[str, Any] = {
         "dagster/row_count": report.table_rows,
+        "operation": report.operation,
         "batches": len(report.batches),
         "files_ingested": report.files_ingested,
         "files_skipped": report.files_skipped,
@@ -100,6 +101,13 @@ def load_metadata(engine: Engine, stream: FileStream, report: IngestReport) -> d
     }
     if report.yielded:
         metadata["yielded"] = "Another loader of this stream was faster and loads the rest."
+    if report.retried:
+        metadata["retried_files"] = listing(
+            [
+                {"path": file.path, "before": file.before, "after": file.after, "reason": file.reason or ""}
+                for file in report.retried
+            ]
+        )
     skipped = [file for batch in report.batches for file in batch.skipped]
     if skipped:
         metadata["skipped_files"] = listing(

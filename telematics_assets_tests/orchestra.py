@@ -76,12 +76,12 @@ def load(
     instance: dg.DagsterInstance,
     stream: str = "telematics",
     tags: dict[str, str] | None = None,
-    max_files: int | None = None,
+    **config: Any,
 ) -> dg.ExecuteInProcessResult:
-    """Run a stream's job the way a sensor's request does."""
+    """Run a stream's job the way a sensor's request does, with run config of its bronze asset if there is any."""
     job = definitions_of(engine).resolve_job_def(f"load_{stream}")
-    config = {"ops": {f"bronze__{stream}": {"config": {"max_files": max_files}}}} if max_files is not None else {}
-    return job.execute_in_process(run_config=config, instance=instance, tags=tags, raise_on_error=False)
+    run_config = {"ops": {f"bronze__{stream}": {"config": config}}} if config else {}
+    return job.execute_in_process(run_config=run_config, instance=instance, tags=tags, raise_on_error=False)
 
 
 def materialization(result: dg.ExecuteInProcessResult, stream: str = "telematics") -> dg.AssetMaterialization:

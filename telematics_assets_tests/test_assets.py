@@ -93,6 +93,46 @@ def test_run_config_refuses_a_limit_of_no_files(engine: MemoryEngine, instance: 
     assert engine.look(TELEMATICS).files == 1
 
 
+def test_run_config_asks_for_a_full_refresh_and_the_metadata_say_so(
+    engine: MemoryEngine, instance: dg.DagsterInstance
+) -> None:
+    for name in "abc":
+        engine.volume.put(f"parquet/{name}.parquet", parquet_points())
+    assert materialization(load(engine, instance)).metadata["operation"].value == "load"
+    result = load(engine, instance, full_refresh=True)
+    assert result.success
+    metadata = materialization(result).metadata
+    assert metadata["operation"].value == "full_refresh"
+    assert metadata["rows"].value == metadata["dagster/row_count"].value == 9
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+    assert all(check.passed for check in load(engine, instance).get_asset_check_evaluations())
+    engine.volume.delete("parquet/a.parquet")
+    assert not load(engine, instance, full_refresh=True).success
+    assert materialization(load(engine, instance, full_refresh=True, force=True)).metadata["rows"].value == 6
+
+
+def test_run_config_asks_for_a_retry_and_the_metadata_say_what_became_of_it(
+    engine: MemoryEngine, instance: dg.DagsterInstance
+) -> None:
+    engine.volume.put("parquet/a.parquet", b"PAR1 broken PAR1")
+    load(engine, instance)
+    metadata = materialization(load(engine, instance, retry_files=["a.parquet"])).metadata
+    assert metadata["operation"].value == "retry"
+    (record,) = metadata["retried_files"].value.records  # type: ignore[union-attr]
+    assert (record.data["path"], record.data["after"]) == ("parquet/a.parquet", "SKIPPED_CORRUPTED")
+    assert not load(engine, instance, retry_files=["nope.parquet"]).success
+
+
+def test_run_config_asks_for_a_back_fill(engine: MemoryEngine, instance: dg.DagsterInstance) -> None:
+    engine.volume.put("parquet/old/a.parquet", parquet_points(), modified_ns=10**9)
+    engine.volume.put("parquet/new/b.parquet", parquet_points())
+    result = load(engine, instance, backfill_folder="old", backfill_modified_before="2000-01-01")
+    metadata = materialization(result).metadata
+    assert (metadata["operation"].value, metadata["files_ingested"].value) == ("backfill", 1)
+    assert engine.look(TELEMATICS).files == 1
+    assert not load(engine, instance, backfill_folder="old", full_refresh=True).success
+
+
 def test_a_transient_error_is_tried_again_in_the_run(instance: dg.DagsterInstance) -> None:
     engine = Failing(VolumeUnavailableError("no answer"))
     engine.volume.put("parquet/a.parquet", parquet_points())

@@ -97,7 +97,9 @@ def test_help_is_quick_because_it_imports_neither_dagster_nor_a_data_library() -
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "simulate", "stage", "load", "files", "tables", "show", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["demo", "simulate", "stage", "load", "backfill", "retry", "files", "tables", "show", "reset", "doctor"]
+)
 def test_every_command_teaches_by_example(command: str, telematics: Telematics) -> None:
     answer = telematics(command, "--help")
     assert answer.code == 0
@@ -412,3 +414,67 @@ def test_reset_drops_a_table_only_if_it_is_told_twice(loaded: Telematics) -> Non
     assert loaded("reset", "telematics_test", "--drop-table", "--yes").code == 0
     assert len(loaded("tables", "--json").document) == 1
     assert loaded("load", "telematics_test", "--json").document[0]["rows"] > 0
+
+
+def test_a_full_refresh_rewrites_the_named_table_and_no_other(loaded: Telematics) -> None:
+    rows = {table["table"]: table for table in loaded("tables", "--json").document}
+    answer = loaded("load", "telematics_test", "--full-refresh", "--json")
+    assert answer.code == 0
+    (stream,) = answer.document
+    assert (stream["stream"], stream["batches"]) == ("telematics_test", 1)
+    now = {table["table"]: table for table in loaded("tables", "--json").document}
+    name, other = "workspace.01_bronze.telematics_test", "workspace.01_bronze.telematics"
+    assert stream["rows"] == now[name]["rows"] == rows[name]["rows"]
+    assert now[name]["version"] > rows[name]["version"]
+    assert now[other] == rows[other]
+    refused = loaded("load", "--full-refresh", "--json")
+    assert refused.code == 2
+    assert "name the streams" in refused.document["error"]
+
+
+def test_a_full_refresh_that_would_lose_rows_is_refused_unless_forced(loaded: Telematics, tmp_path: Path) -> None:
+    (gone, *_) = [file["path"] for file in loaded("files", "telematics_test", "--state", "INGESTED", "--json").document]
+    next((tmp_path / "lake").rglob(Path(gone).name)).unlink()
+    refused = loaded("load", "telematics_test", "--full-refresh")
+    assert refused.code == 1
+    assert gone in refused.err
+    assert "--force" in refused.err
+    before = loaded("tables", "--json").document
+    assert loaded("load", "telematics_test", "--full-refresh", "--force").code == 0
+    assert sum(table["rows"] for table in loaded("tables", "--json").document) < sum(table["rows"] for table in before)
+    assert loaded("load", "telematics_test", "--force").code == 2
+    assert loaded("load", "telematics_test", "--full-refresh", "--max-files", "1").code == 2
+
+
+def test_retry_says_of_each_path_what_became_of_it(loaded: Telematics) -> None:
+    broken = loaded("files", "telematics", "--state", "SKIPPED_CORRUPTED", "--json").document[0]
+    sound = loaded("files", "telematics", "--state", "INGESTED", "--json").document[0]
+    answer = loaded("retry", "telematics", broken["path"], sound["path"], "--json")
+    assert answer.code == 0
+    again, left = answer.document
+    assert list(again) == ["path", "before", "after", "reason", "batch_id"]
+    assert (again["path"], again["before"], again["after"]) == (broken["path"], *["SKIPPED_CORRUPTED"] * 2)
+    assert again["batch_id"] > broken["batch_id"]
+    assert (left["path"], left["before"], left["after"]) == (sound["path"], "INGESTED", "INGESTED")
+    assert "already" in left["reason"]
+    unknown = loaded("retry", "telematics", "nope.parquet")
+    assert unknown.code == 2
+    assert "nope.parquet" in unknown.err
+    assert broken["path"] in loaded("retry", "telematics", broken["path"]).out
+
+
+def test_backfill_loads_a_folder_and_leaves_the_rest_pending(landed: Telematics, tmp_path: Path) -> None:
+    folder = next((tmp_path / "lake" / "Volumes").rglob("parquet"))
+    sound = max(folder.rglob("*.parquet"), key=lambda path: path.stat().st_size)
+    (folder / "2025").mkdir()
+    sound.rename(folder / "2025" / "old.parquet")
+    answer = landed("backfill", "telematics", "--folder", "2025", "--json")
+    assert answer.code == 0
+    assert [(stream["files_ingested"], stream["files_skipped"]) for stream in answer.document] == [(1, 0)]
+    ingested = landed("files", "telematics", "--state", "INGESTED", "--json").document
+    assert [file["path"] for file in ingested] == ["parquet/2025/old.parquet"]
+    nothing = landed("backfill", "telematics", "--modified-after", "2999-01-01")
+    assert nothing.code == 0
+    assert "nothing to load" in nothing.err
+    assert landed("backfill", "telematics").code == 2
+    assert landed("backfill", "telematics", "--modified-before", "yesterday").code == 2

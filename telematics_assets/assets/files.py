@@ -9,6 +9,7 @@ https://docs.dagster.io/guides/build/assets
 """
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import dagster as dg
@@ -17,7 +18,7 @@ from pydantic import Field
 from telematics_assets.assets.boundary import failures_for_dagster
 from telematics_assets.assets.landing import landing_key
 from telematics_assets.catalog import FileStream, Names
-from telematics_assets.engines.base import Engine, IngestRequest, Progress
+from telematics_assets.engines.base import Backfill, Engine, IngestRequest, Progress
 from telematics_assets.metadata import contract_schema, load_metadata
 from telematics_assets.processes import process_identity
 
@@ -42,6 +43,42 @@ class LoadConfig(dg.Config):
     max_files: int | None = Field(
         default=None, ge=1, description="Stop after about this many files; empty loads all that is available."
     )
+    full_refresh: bool = Field(
+        default=False,
+        description="First rewrite the table from all files that are in the landing folder now, in one commit; readers "
+        "see the old rows or the new ones. Refused if rows would be lost, unless force is set.",
+    )
+    force: bool = Field(
+        default=False,
+        description="With full_refresh: let the rows of files go that were loaded but are gone or unreadable now.",
+    )
+    retry_files: list[str] = Field(
+        default=[],
+        description="Read only these files again, which were skipped as corrupted or missing: paths as the landing "
+        "Volume or the stream's folder has them.",
+    )
+    backfill_folder: str | None = Field(
+        default=None,
+        description="Load only files below this folder, also those that were left out as the stream began "
+        "(include_existing_files off); what is loaded already is not loaded again.",
+    )
+    backfill_modified_after: str | None = Field(
+        default=None, description="The same for files modified strictly after this ISO timestamp (UTC unless it says)."
+    )
+    backfill_modified_before: str | None = Field(
+        default=None, description="The same for files modified strictly before this ISO timestamp (UTC unless it says)."
+    )
+
+    def request(self) -> IngestRequest:
+        """What the run asks of the engine."""
+        backfill = Backfill(self.backfill_folder, self.backfill_modified_after, self.backfill_modified_before)
+        return IngestRequest(
+            max_files=self.max_files,
+            full_refresh=self.full_refresh,
+            force=self.force,
+            retry_files=tuple(self.retry_files),
+            backfill=None if backfill == Backfill() else backfill,
+        )
 
 
 def bronze_key(stream: FileStream) -> dg.AssetKey:
@@ -88,7 +125,7 @@ def bronze_asset(
         run_id = context.run.run_id
         context.instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {process_identity()}"})
         with failures_for_dagster(context):
-            request = IngestRequest(config.max_files, list_whole=LIST_WHOLE_TAG in context.run.tags)
+            request = replace(config.request(), list_whole=LIST_WHOLE_TAG in context.run.tags)
             report = engine.ingest(stream, request, _ProgressLog(context.log))
             return dg.MaterializeResult(
                 metadata=load_metadata(engine, stream, report),

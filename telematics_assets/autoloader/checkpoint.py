@@ -7,6 +7,7 @@ Does not belong here: the order of steps (`loader.py`), listing and reading data
     offsets/<n>             the plan of batch n: its files with size, modification time and ETag
     results/<n>.<attempt>   what one attempt made of every file of the plan, and the schema it wrote
     commits/<n>             which attempt counts, and the table version that holds it
+    refreshes/<g>.<v>.<s>   intent of a full refresh: generation g, table version v that it replaces, new stream id s
     ledger/<a>-<b>          the files decided by batches a to b, in columns (Parquet)
     ledger/existing         the files that were there when a stream began that was to leave them out, the same columns
     listings/<n>            when a load listed the whole folder and left nothing behind below a path; the newest counts
@@ -43,6 +44,7 @@ _FIELDS = {
     "results": {"batch_id", "attempt", "files", "added", "schema"},
     "commits": {"batch_id", "attempt", "table_version"},
     "listings": {"stream_id", "chosen", "listed_at_ns", "bound"},
+    "refreshes": {"generation", "table_version", "stream_id", "replaces", "attempt", "plan"},
 }
 _EXISTING = "existing"
 #: How often a listing is repeated when another process merges and deletes under it.
@@ -172,6 +174,42 @@ class WholeListing:
     bound: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class RefreshName:
+    """What the name of a full refresh's intent says.
+
+    Attributes:
+        generation: The generation that it begins, if its commit is made.
+        table_version: Version of the table that it is based on: its commit is the next one, or none.
+        stream_id: The new stream id.
+    """
+
+    generation: int
+    table_version: int
+    stream_id: str
+
+    def __str__(self) -> str:
+        """The file's name."""
+        return f"{self.generation}.{self.table_version}.{self.stream_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """The intent of a full refresh.
+
+    Attributes:
+        name: Generation, table version and stream id.
+        replaces: The stream id that the table named before, or None.
+        attempt: The one attempt at it.
+        plan: The files that become the table, as one batch.
+    """
+
+    name: RefreshName
+    replaces: str | None
+    attempt: str
+    plan: Plan
+
+
 class Checkpoint:
     """Reads and publishes the files of one stream's checkpoint. Keeps no state but the ledger it read last."""
 
@@ -235,17 +273,11 @@ class Checkpoint:
             document = self._read("offsets", _number(batch_id))
         except FileMissingError:
             return None
-        files = tuple(FileEntry(*entry) for entry in document["files"])
-        return Plan(document["batch_id"], document["planner"], files)
+        return _as_plan(document)
 
     def publish_plan(self, plan: Plan) -> Plan:
         """Publish the plan of a batch, or return the one that another loader published first."""
-        document = {
-            "batch_id": plan.batch_id,
-            "planner": plan.planner,
-            "files": [[f.path, f.size, f.modified_ns, f.etag] for f in plan.files],
-        }
-        if self._publish("offsets", _number(plan.batch_id), document):
+        if self._publish("offsets", _number(plan.batch_id), _from_plan(plan)):
             return plan
         other = self.plan(plan.batch_id)
         if other is None:
@@ -315,6 +347,52 @@ class Checkpoint:
         )
         self._publish_frame(_EXISTING, frame)
 
+    def existing(self) -> pl.DataFrame | None:
+        """The files that were there before the stream began, or None if it was not to leave them out."""
+        if _EXISTING not in self._volume.names(f"{self._root}/ledger"):
+            return None
+        return self._frame(_EXISTING)
+
+    def generation(self) -> int:
+        """Number of the newest generation, -1 if the stream never began."""
+        return self._generation()
+
+    def publish_refresh(self, refresh: Refresh) -> None:
+        """Publish the intent of a full refresh."""
+        document = asdict(refresh.name) | {
+            "replaces": refresh.replaces,
+            "attempt": refresh.attempt,
+            "plan": _from_plan(refresh.plan),
+        }
+        self._publish("refreshes", str(refresh.name), document)
+
+    def refreshes(self) -> list[RefreshName]:
+        """The intents that are there, whatever became of them."""
+        parts = [name.split(".") for name in self._volume.names(f"{self._root}/refreshes")]
+        return sorted(
+            RefreshName(int(p[0]), int(p[1]), p[2]) for p in parts if len(p) == 3 and p[0].isdigit() and p[1].isdigit()
+        )
+
+    def refresh(self, name: RefreshName) -> Refresh:
+        """An intent.
+
+        Raises:
+            FileMissingError: If it is not there.
+        """
+        document = self._read("refreshes", str(name))
+        return Refresh(name, document["replaces"], document["attempt"], _as_plan(document["plan"]))
+
+    def forget_refresh(self, name: RefreshName) -> None:
+        """Delete an intent that can come to nothing any more, or came to its end."""
+        self._volume.delete(f"{self._root}/refreshes/{name}")
+
+    def finish_refresh(self, refresh: Refresh, metadata: Metadata, result: Result) -> None:
+        """Publish the generation that a committed refresh began; what another process published first stays."""
+        commit = BatchCommit(result.batch_id, refresh.attempt, metadata.table_version)
+        files = _decided(refresh.plan, result, commit)
+        self.begin_from(metadata, files, commit, refresh.name.generation)
+        self.forget_refresh(refresh.name)
+
     def compact(self, metadata: Metadata) -> None:
         """Merge results and segments that are due, and delete what a published segment covers."""
         try:
@@ -348,7 +426,7 @@ class Checkpoint:
         # Without an identity this one would still count for the stream that begins next.
         self._volume.delete(f"{self._root}/ledger/{_EXISTING}")
         self.forget_listings()
-        for folder in ("metadata", "commits", "offsets", "results", "ledger"):
+        for folder in ("refreshes", "metadata", "commits", "offsets", "results", "ledger"):
             for name in self._volume.names(f"{self._root}/{folder}"):
                 self._volume.delete(f"{self._root}/{folder}/{name}")
 
@@ -379,12 +457,15 @@ class Checkpoint:
         spans = [span for name in self._volume.names(f"{self._root}/ledger") if (span := _span(name)) is not None]
         return max(numbers + [b for _, b in spans]) + 1
 
-    def begin_from(self, metadata: Metadata, files: pl.DataFrame, commit: BatchCommit) -> None:
+    def begin_from(
+        self, metadata: Metadata, files: pl.DataFrame, commit: BatchCommit, generation: int | None = None
+    ) -> None:
         """Publish a new generation whose first batch is already committed and knows these files (`LEDGER_SCHEMA`)."""
+        generation = self._generation() + 1 if generation is None else generation
         number = _number(commit.batch_id)
         self._publish_frame(f"{number}-{number}", files.select(list(LEDGER_SCHEMA)))
         self.publish_commit(commit)
-        self._publish("metadata", str(self._generation() + 1), asdict(metadata))
+        self._publish("metadata", str(generation), asdict(metadata))
 
     def _clean(self, metadata: Metadata, newest: int) -> None:
         segments = self._segments(metadata.first_batch)
@@ -414,8 +495,8 @@ class Checkpoint:
                 parts += [self._segment(a, b) for a, b in segments if b >= start]
                 start = segments[-1][1] + 1
         else:
-            there = _EXISTING in self._volume.names(f"{self._root}/ledger")
-            parts = [self._frame(_EXISTING)] if there else []
+            existing = self.existing()
+            parts = [] if existing is None else [existing]
             parts += [self._segment(a, b) for a, b in segments]
             start = segments[-1][1] + 1 if segments else metadata.first_batch
         parts += [self._results_frame(metadata, n) for n in range(start, newest + 1)]
@@ -429,22 +510,7 @@ class Checkpoint:
         plan = self.plan(batch_id)
         if plan is None:
             raise FileMissingError(f"offsets/{_number(batch_id)} does not exist")
-        planned = {file.path: file for file in plan.files}
-        rows = [
-            (
-                file.path,
-                planned[file.path].size,
-                planned[file.path].modified_ns,
-                file.state,
-                file.reason,
-                file.rows,
-                batch_id,
-                commit.table_version,
-            )
-            for file in result.files
-            if file.state not in NOT_TAKEN
-        ]
-        return pl.DataFrame(rows, schema=LEDGER_SCHEMA, orient="row")
+        return _decided(plan, result, commit)
 
     def _segments(self, first_batch: int) -> list[tuple[int, int]]:
         spans = [span for name in self._volume.names(f"{self._root}/ledger") if (span := _span(name)) is not None]
@@ -527,8 +593,42 @@ def choices(stream: str) -> str:
     return (
         f"choose: `telematics reset {stream} --rebuild` makes a new ledger from the table's rows (nothing is "
         "loaded twice); "
-        f"`telematics reset {stream} --drop-table` starts anew from the files that are there."
+        f"`telematics load {stream} --full-refresh` rewrites the table from the files that are there, in one commit; "
+        f"`telematics reset {stream} --drop-table` drops it and starts anew."
     )
+
+
+def _decided(plan: Plan, result: Result, commit: BatchCommit) -> pl.DataFrame:
+    """What a committed batch says of its files, as rows of the ledger."""
+    planned = {file.path: file for file in plan.files}
+    rows = [
+        (
+            file.path,
+            planned[file.path].size,
+            planned[file.path].modified_ns,
+            file.state,
+            file.reason,
+            file.rows,
+            commit.batch_id,
+            commit.table_version,
+        )
+        for file in result.files
+        if file.state not in NOT_TAKEN
+    ]
+    return pl.DataFrame(rows, schema=LEDGER_SCHEMA, orient="row")
+
+
+def _from_plan(plan: Plan) -> dict[str, Any]:
+    return {
+        "batch_id": plan.batch_id,
+        "planner": plan.planner,
+        "files": [[f.path, f.size, f.modified_ns, f.etag] for f in plan.files],
+    }
+
+
+def _as_plan(document: dict[str, Any]) -> Plan:
+    files = tuple(FileEntry(*entry) for entry in document["files"])
+    return Plan(document["batch_id"], document["planner"], files)
 
 
 def _split(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -54,6 +54,12 @@ class Discovered:
     bound: str = ""
     late: int = 0
 
+    @property
+    def young(self) -> pl.DataFrame:
+        """`waiting` with the columns of a listing."""
+        rows = [(file.path, file.size, file.modified_ns, file.etag) for file, _ in self.waiting]
+        return pl.DataFrame(rows, schema=self.ready.schema, orient="row")
+
     def first_left(self) -> str | None:
         """The lowest path of the files that are ready or waiting, or None if there are none."""
         left = [*self.ready.select(pl.col("path").min())["path"], *(file.path for file, _ in self.waiting)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import polars as pl
@@ -32,6 +32,8 @@ from telematics_assets.autoloader.checkpoint import (
 )
 from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, choice_of, fingerprint
 from telematics_assets.autoloader.incremental import RECENT_FILES, lower_bound
+from telematics_assets.autoloader.refresh import Basis, Refreshed, Refresher, RefreshWriter
+from telematics_assets.autoloader.selection import checked, left_alone, named, select
 from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, FileStream, TableName
 from telematics_assets.engines.base import (
     BatchBalance,
@@ -43,6 +45,7 @@ from telematics_assets.engines.base import (
     PendingFiles,
     Progress,
     ProgressListener,
+    RetriedFile,
     SchemaChange,
     SkippedFile,
 )
@@ -50,9 +53,11 @@ from telematics_assets.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointRolledBackError,
+    CheckpointTooNewError,
     CommitConflictError,
     FileMissingError,
     OptionError,
+    RowsAtRiskError,
     TableError,
     TableMovedError,
     TableNotOursError,
@@ -87,7 +92,7 @@ STEPS = (
 )
 
 
-class BatchWriter(Protocol):
+class BatchWriter(RefreshWriter, Protocol):
     """How an engine reads a plan's files and writes their rows. The order of steps is the loader's."""
 
     def create_table(
@@ -183,19 +188,28 @@ class StreamLoader:
             stream.options,
         )
         self._recent_files = recent_files
+        self._refresher = Refresher(stream, table, lakehouse, writer, self._checkpoint, self._step)
         self._planner = uuid.uuid4().hex[:12]
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def ingest(self, request: IngestRequest | None = None, progress: ProgressListener | None = None) -> IngestReport:
         """Drain what is available, batch by batch. See `Engine.ingest`."""
-        request = request or IngestRequest()
-        if request.max_files is not None and request.max_files < 1:
-            raise OptionError(f"max_files={request.max_files} is not accepted. Use a whole number from 1, or none.")
+        request = checked(request or IngestRequest(), self._stream, self._volume.location)
         tell = progress or _ignore
         denied: list[FileResult] = []
         started = time.monotonic()
         batches: list[BatchReport] = []
+        refreshed = self._full_refresh(request.force, batches, tell) if request.full_refresh else None
+        if not request.full_refresh and (ended := self._refresher.settle()) is not None:
+            tell(Progress("plan", f"finished the full refresh of an earlier process, batch {ended.plan.batch_id}"))
+            batches.append(_batch_report(ended.plan, ended.result, ended.table_version, recovered=True))
+        if refreshed is not None:
+            batches.append(_batch_report(refreshed.plan, refreshed.result, refreshed.table_version, recovered=False))
+        records = {record.path: record for record in self.files()} if request.retry_files else {}
+        again = named(request.retry_files, self._stream, self._volume.location, records)
+        request = replace(request, retry_files=again)
+        named_only = request.operation in ("retry", "backfill")
         handled: set[str] = set()
         yielded = waited = False
         session: _Session | None = None
@@ -212,10 +226,19 @@ class StreamLoader:
             plan = None if session is None else session.plan
             if plan is None:
                 if bound is None:
-                    bound = "" if request.list_whole else self._bound(session)
+                    # What is asked for by name may lie anywhere.
+                    whole = request.list_whole or named_only
+                    bound = "" if whole else self._bound(session)
                 tell(Progress("list", f"listing {self._stream.folder}{f' from {bound} on' if bound else ''}"))
-                known, superseded = self._versions(None if session is None else session.metadata)
-                discovered = self._discovery.run(known, superseded, bound=bound)
+                try:
+                    known, superseded = self._versions(None if session is None else session.metadata)
+                except CheckpointError:
+                    if session is None or not self._replaced(session.metadata):
+                        raise
+                    bound = None
+                    continue
+                chosen = select(request, self._stream, self._volume.location, known)
+                discovered = self._discovery.run(chosen.ledger, superseded, bound=bound)
                 self._step("listed")
                 if session is None and not self._stream.options.include_existing_files:
                     there = discovered.ready.height
@@ -224,15 +247,15 @@ class StreamLoader:
                     self._begin(())
                     continue
                 # A file that left its batch because it changed is not chased within one call.
-                ready = discovered.ready.filter(~pl.col("path").is_in(list(handled)))
+                ready = discovered.ready.filter(~pl.col("path").is_in(list(handled)) & chosen.wanted)
                 if ready.is_empty():
-                    if discovered.waiting and not waited:
+                    young = discovered.young.filter(chosen.wanted).height
+                    if young and not waited:
                         waited = True
-                        young = len(discovered.waiting)
                         tell(Progress("list", f"{young} young files: waiting {self._settle:g} s for them"))
                         self._sleep(self._settle)
                         continue
-                    if session is not None and not discovered.bound:
+                    if session is not None and not discovered.bound and not named_only:
                         self._note(session.metadata, discovered, known)
                     break
                 size = min(self._stream.options.max_files_per_trigger, budget or ready.height)
@@ -264,7 +287,35 @@ class StreamLoader:
                 "loaded. The first is "
                 f"{denied[0].path}: {denied[0].reason} Then load again."
             )
-        return self._report(batches, discovered, yielded, time.monotonic() - started)
+        retried = self._retried([records[path] for path in again], handled) if again else ()
+        done = self._report(batches, discovered, yielded, time.monotonic() - started)
+        return replace(done, operation=request.operation, retried=retried)
+
+    def _retried(self, before: list[FileRecord], handled: set[str]) -> tuple[RetriedFile, ...]:
+        now = {record.path: record for record in self.files()}
+        return tuple(
+            RetriedFile(
+                file.path,
+                file.state,
+                (after := now.get(file.path, file)).state,
+                after.reason if file.path in handled else left_alone(self._stream, file, after),
+                after.batch_id,
+            )
+            for file in before
+        )
+
+    def _full_refresh(self, force: bool, batches: list[BatchReport], tell: ProgressListener) -> Refreshed | None:
+        basis = self._basis(force, batches)
+        if basis is None:
+            # The stream never began: its first load is all that is wanted.
+            return None
+        tell(Progress("list", f"listing {self._stream.folder} for a full refresh"))
+        found = self._discovery.run(basis.left_out)
+        if found.waiting:
+            self._sleep(self._settle)
+            found = self._discovery.run(basis.left_out)
+        self._step("refresh_listed")
+        return self._refresher.run(basis, found, self._planner, tell)
 
     def _bound(self, session: _Session | None) -> str:
         """From which path on the listings of a load look; "" if they must be whole."""
@@ -349,19 +400,83 @@ class StreamLoader:
 
     # -- verification ----------------------------------------------------------------------------------------------
 
-    def _begin(self, files: tuple[FileEntry, ...]) -> None:
+    def _basis(self, force: bool, batches: list[BatchReport]) -> Basis | None:
+        """What a full refresh starts from; None if the stream never began."""
+        try:
+            session = self._open()
+            while session is not None and session.recovered is not None:
+                batches.append(self._recover(session, session.recovered))
+                session = self._open()
+        except (TableNotOursError, TableUnsupportedError, CheckpointTooNewError):
+            raise
+        except (TableError, CheckpointError):
+            # What contradicts itself can't be gone on with, but it can be replaced.
+            return self._damaged_basis(force)
+        if session is None:
+            return None
+        ledger, _ = self._versions(session.metadata)
+        known = None if force else ledger.filter(pl.col("state") == "INGESTED")["path"]
+        left_out = ledger.filter(pl.col("state") == "SKIPPED_EXISTING")
+        return Basis(session.table, self._checkpoint.next_free_batch() + 1, known, left_out)
+
+    def _damaged_basis(self, force: bool) -> Basis:
+        table = self._lakehouse.open(self._name)
+        if table is not None and table.properties.get(STREAM_NAME_PROPERTY) != self._stream.name:
+            raise TableNotOursError(
+                f"{self._name} was not filled by stream {self._stream.name!r}: give the stream another table, or "
+                "rename the one that is there."
+            )
+        try:
+            metadata = self._checkpoint.metadata()
+            ledger, existing = self._versions(metadata)[0], self._checkpoint.existing()
+        except CheckpointError:
+            metadata, ledger, existing = None, self._checkpoint.no_files(), None
+        known = ledger.filter(pl.col("state") == "INGESTED")["path"]
+        if not force and existing is None and metadata is None and not self._stream.options.include_existing_files:
+            raise RowsAtRiskError(
+                f"Which files stream {self._stream.name!r} leaves out, because they were there before it began, can't "
+                "be told any more: its checkpoint is damaged or gone. A full refresh would load them too. Restore the "
+                f"folder {self._checkpoint.location}, or say --force (run config: force) if they shall be loaded."
+            )
+        if not force and table is not None:
+            if SOURCE_FILE in table.schema.names:
+                # The ledger may be an older copy: the rows know better.
+                known = pl.concat([known, self._within_volume(pl.DataFrame(table.sources()))[SOURCE_FILE]]).unique()
+            elif metadata is None:
+                raise RowsAtRiskError(
+                    f"Neither the rows of {self._name} nor the checkpoint tell which files were loaded, so a full "
+                    "refresh may lose rows whose files are gone. Say --force (run config: force) if that is right."
+                )
+        left_out = self._checkpoint.no_files() if existing is None else existing
+        batch_id = self._checkpoint.next_free_batch() + 1
+        if table is None:
+            table = self._begin(())
+        elif (replaced := table.properties.get(STREAM_ID_PROPERTY)) is not None:
+            batch_id = max(batch_id, (table.position(replaced) or 0) + 1)
+        unknown = left_out.filter(~pl.col("path").is_in(known.implode()))
+        return Basis(table, batch_id, None if force else known, unknown)
+
+    def _begin(self, files: tuple[FileEntry, ...]) -> Table:
         properties = {STREAM_ID_PROPERTY: uuid.uuid4().hex, STREAM_NAME_PROPERTY: self._stream.name}
-        self._writer.create_table(self._stream, self._name, files, properties)
+        table = self._writer.create_table(self._stream, self._name, files, properties)
         self._step("table_created")
+        return table
 
     def _open(self) -> _Session | None:
         """Open the table and prove that it and the checkpoint tell the same story; None if the stream never began."""
         for _ in range(_READS):
             metadata = self._checkpoint.metadata()
-            last = None if metadata is None else self._checkpoint.last_commit(metadata)
+            try:
+                last = None if metadata is None else self._checkpoint.last_commit(metadata)
+            except CheckpointError:
+                if not self._replaced(metadata):
+                    raise
+                continue
             try:
                 return self._session(metadata, last)
             except (TableError, CheckpointError):
+                if self._refresher.settle() is not None:
+                    continue
                 # Another loader may have gone on between reading the checkpoint and opening the table: read both again.
                 now = self._checkpoint.metadata()
                 if now == metadata and (now is None or self._checkpoint.last_commit(now) == last):
@@ -370,6 +485,10 @@ class StreamLoader:
             f"Other loaders of stream {self._stream.name!r} commit faster than this one can look. Nothing was "
             "changed; run again."
         )
+
+    def _replaced(self, metadata: Metadata | None) -> bool:
+        """Whether another generation took the place of this one, by a full refresh or a reset."""
+        return self._refresher.settle() is not None or self._checkpoint.metadata() != metadata
 
     def _session(self, metadata: Metadata | None, last: BatchCommit | None) -> _Session | None:
         # The checkpoint was read before the table is opened: what it calls committed must be in this snapshot.
@@ -383,8 +502,8 @@ class StreamLoader:
             raise TableMovedError(
                 f"{self._name} is gone ({self._lakehouse.uri}), but stream {self._stream.name!r} has loaded "
                 "files into it. "
-                f"Restore the table, or run `telematics reset {self._stream.name}` to load everything that is "
-                "there anew."
+                f"Restore the table, or run `telematics reset {self._stream.name}` or `telematics load "
+                f"{self._stream.name} --full-refresh` to load everything that is there anew."
             )
         if table.id != metadata.table_id or table.properties.get(STREAM_ID_PROPERTY) != metadata.stream_id:
             raise TableMovedError(
@@ -398,7 +517,7 @@ class StreamLoader:
                 "and files "
                 f"would be loaded twice. Unset it, on an engine with SQL: ALTER TABLE {self._name.sql} UNSET "
                 "TBLPROPERTIES "
-                f"('{_RETENTION}'); or {choices(self._stream.name)}"
+                f"('{_RETENTION}'); or `telematics reset {self._stream.name} --drop-table` drops it and starts anew."
             )
         plan = self._checkpoint.plan(_Session(metadata, table, last, None).next_batch)
         return self._verified(_Session(metadata, table, last, plan))
@@ -481,11 +600,19 @@ class StreamLoader:
 
     def reset(self, *, rebuild: bool = False, drop_table: bool = False) -> str:
         """Make checkpoint and table agree again. See `Engine.reset`."""
-        table = self._lakehouse.open(self._name)
         if rebuild and drop_table:
             raise OptionError(
                 "rebuild and drop_table exclude each other. Keep the table's rows (rebuild), or drop them."
             )
+        try:
+            table = self._lakehouse.open(self._name)
+        except TableError:
+            # A drop that died half-way, in an object store, leaves what nobody can open; the checkpoint goes after it,
+            # so while it is there the table was this stream's.
+            if not drop_table or self._checkpoint.generation() < 0:
+                raise
+            self._lakehouse.drop(self._name)
+            table = None
         if table is not None and not (rebuild or drop_table):
             raise OptionError(
                 f"{self._name} is there with {table.count()} rows: without its checkpoint its files would be "
@@ -525,9 +652,8 @@ class StreamLoader:
         attempt = uuid.uuid4().hex[:12]
         commit = table.append(table.schema, iter(()), stream_id, batch, {ATTEMPT_INFO: attempt})
         table.make_durable(commit)
-        prefix = f"{self._volume.location}/"
-        files = sources.filter(pl.col(SOURCE_FILE).str.starts_with(prefix)).select(
-            path=pl.col(SOURCE_FILE).str.strip_prefix(prefix),
+        files = self._within_volume(sources).select(
+            path=SOURCE_FILE,
             size=pl.lit(None, pl.Int64),
             modified_ns=pl.col(SOURCE_FILE_MODIFIED_AT).dt.timestamp("us") * 1000,
             state=pl.lit("INGESTED"),
@@ -540,6 +666,12 @@ class StreamLoader:
             Metadata(stream_id, table.id, batch, commit.version), files, BatchCommit(batch, attempt, commit.version)
         )
         return f"stream {self._stream.name!r} goes on from the {files.height} files whose rows are in {self._name}"
+
+    def _within_volume(self, sources: pl.DataFrame) -> pl.DataFrame:
+        """Of the files that rows came from those of this Volume, by their paths in it."""
+        prefix = f"{self._volume.location}/"
+        inside = sources.filter(pl.col(SOURCE_FILE).str.starts_with(prefix))
+        return inside.with_columns(pl.col(SOURCE_FILE).str.strip_prefix(prefix))
 
     # -- questions -------------------------------------------------------------------------------------------------
 
@@ -639,6 +771,23 @@ class StreamLoader:
             self._open()
 
     def _known(self) -> tuple[Metadata | None, pl.DataFrame, pl.DataFrame, Plan | None]:
+        for _ in range(_READS):
+            before = self._checkpoint.generation()
+            refresh = self._refresher.unfinished()
+            if refresh is not None:
+                # The ledger no longer describes the table; the next load ends the refresh, so it counts as pending.
+                left_out = self._checkpoint.existing()
+                none = self._checkpoint.no_files()
+                return None, none if left_out is None else left_out, none, refresh.plan
+            try:
+                return self._known_now()
+            except CheckpointError:
+                # Another loader may be publishing the generation that its refresh began.
+                if self._checkpoint.generation() == before and self._refresher.unfinished() is None:
+                    raise
+        raise CommitConflictError(f"Stream {self._stream.name!r} begins anew faster than one can look. Ask again.")
+
+    def _known_now(self) -> tuple[Metadata | None, pl.DataFrame, pl.DataFrame, Plan | None]:
         metadata = self._checkpoint.metadata()
         if metadata is None:
             return None, *self._versions(None), None

@@ -20,18 +20,54 @@ FileState = Literal["DISCOVERED", "INGESTED", "SKIPPED_CORRUPTED", "SKIPPED_MISS
 FILE_STATES: tuple[FileState, ...] = get_args(FileState)
 
 
+Operation = Literal["load", "full_refresh", "retry", "backfill"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """Which files a backfill loads: those that every given limit lets pass.
+
+    Attributes:
+        folder: Only files below this folder: relative to the Volume or to the stream's folder, or a `/Volumes/…` path.
+        modified_after: ISO timestamp; only files modified strictly after it.
+        modified_before: ISO timestamp; only files modified strictly before it.
+    """
+
+    folder: str | None = None
+    modified_after: str | None = None
+    modified_before: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class IngestRequest:
-    """How much of a stream to load.
+    """What of a stream to load. At most one of full refresh, retry and backfill.
 
     Attributes:
         max_files: Stop after about this many files (whole batches are cut to it); None drains all that is available.
         list_whole: List the whole folder even where `use_incremental_listing` allows a part: for files that a look
             called late.
+        full_refresh: First rewrite the table from all files that are there, in one commit; then go on as usual.
+        force: Let a full refresh take away rows whose files are gone or can't be read any more.
+        retry_files: Read only these files again, which were skipped as corrupted or missing: paths relative to the
+            Volume or to the stream's folder, or `/Volumes/…` paths.
+        backfill: Load only these files, also those that were left out because they were there before the stream began.
     """
 
     max_files: int | None = None
     list_whole: bool = False
+    full_refresh: bool = False
+    force: bool = False
+    retry_files: tuple[str, ...] = ()
+    backfill: Backfill | None = None
+
+    @property
+    def operation(self) -> Operation:
+        """What is asked for."""
+        if self.full_refresh:
+            return "full_refresh"
+        if self.retry_files:
+            return "retry"
+        return "load" if self.backfill is None else "backfill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +150,25 @@ class BatchReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RetriedFile:
+    """What a retry made of one file that it was asked to read again.
+
+    Attributes:
+        path: Path relative to the Volume.
+        before: Its state before.
+        after: Its state after.
+        reason: Why it is in that state, or why it was left as it is; None if it was ingested.
+        batch_id: Batch that decided its state, or None.
+    """
+
+    path: str
+    before: FileState
+    after: FileState
+    reason: str | None
+    batch_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class IngestReport:
     """What one `ingest` did: its batches, and the stream as it stands afterwards.
 
@@ -127,6 +182,8 @@ class IngestReport:
         files_waiting: New files that may still be being written; a later run takes them.
         yielded: Whether another loader of the same stream was faster; it holds the rest, nothing was doubled.
         seconds: How long it took.
+        operation: What was asked for.
+        retried: The files that were asked to be read again, as given.
     """
 
     stream: str
@@ -138,6 +195,8 @@ class IngestReport:
     files_waiting: int
     yielded: bool
     seconds: float
+    operation: Operation = "load"
+    retried: tuple[RetriedFile, ...] = ()
 
     @property
     def files_ingested(self) -> int:
@@ -329,6 +388,8 @@ class Engine(Protocol):
         Raises:
             CheckpointError: The checkpoint can't be trusted; the message gives the choices.
             TableError: The table is not this stream's, or was changed by somebody else.
+            RowsAtRiskError: A full refresh would lose rows, and was not forced.
+            UnknownNameError: A file to retry is not one of the stream's.
             TransientError: Something did not answer; the same call may go through later.
         """
         ...

@@ -284,7 +284,7 @@ class _Writer:
         self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]
     ) -> Table:
         """See `BatchWriter.create_table`."""
-        schema = table_schema(stream, resolve(stream, None, self._columns(stream, files)))
+        schema = self._new_schema(stream, files)
         # Text of any length would stand in the log as smallest and largest value.
         lines = {stream.options.rescued_data_column, stream.options.raw_record_column, CORRUPT_RECORD}
         own = [column for column in schema if column.name in stream.own_columns and column.name not in lines]
@@ -324,19 +324,60 @@ class _Writer:
         progress: ProgressListener,
     ) -> Commit:
         """See `BatchWriter.write`."""
+        info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
+
+        def commit(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Commit:
+            return table.append(schema, batches, stream_id, plan.batch_id, info)
+
+        return self._written(stream, table.schema, plan, attempt, commit, publish, on_step, progress)
+
+    def rewrite(
+        self,
+        stream: FileStream,
+        table: Table,
+        plan: Plan,
+        attempt: str,
+        positions: dict[str, int],
+        publish: Callable[[Result], None],
+        on_step: Callable[[str], None],
+        progress: ProgressListener,
+    ) -> Commit:
+        """See `RefreshWriter.rewrite`."""
+        info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
+
+        def commit(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Commit:
+            return table.overwrite(schema, batches, positions, info)
+
+        schema = self._new_schema(stream, plan.files)
+        return self._written(stream, schema, plan, attempt, commit, publish, on_step, progress)
+
+    def _written(
+        self,
+        stream: FileStream,
+        base: pa.Schema,
+        plan: Plan,
+        attempt: str,
+        commit: Callable[[pa.Schema, Iterable[pa.RecordBatch]], Commit],
+        publish: Callable[[Result], None],
+        on_step: Callable[[str], None],
+        progress: ProgressListener,
+    ) -> Commit:
+        """One attempt at a plan over a schema, to which its files may add columns."""
         known = _Attempt()
         on_step("reading")
         while True:
-            schema = table.schema
+            schema = base
             for column in known.new_fields:
                 schema = schema.append(column)
-            info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
-            rows = _Rows(self._volume, stream, table.schema, schema, plan, attempt, known, publish, on_step, progress)
+            rows = _Rows(self._volume, stream, base, schema, plan, attempt, known, publish, on_step, progress)
             try:
-                batches = ahead(_gathered(rows, schema), BATCHES_AHEAD)
-                return table.append(schema, batches, stream_id, plan.batch_id, info)
+                return commit(schema, ahead(_gathered(rows, schema), BATCHES_AHEAD))
             except _RestartError:
                 continue
+
+    def _new_schema(self, stream: FileStream, files: tuple[FileEntry, ...]) -> pa.Schema:
+        """Columns of the contract and of the first files."""
+        return table_schema(stream, resolve(stream, None, self._columns(stream, files)))
 
 
 class _Rows:

@@ -19,7 +19,7 @@ from telematics_assets.autoloader.discovery import Discovery
 from telematics_assets.autoloader.incremental import lower_bound
 from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, STEPS, StreamLoader
 from telematics_assets.catalog import FileStream, FileStreamOptions, TableContract, TableName
-from telematics_assets.engines.base import IngestRequest, PendingFiles, ProgressListener
+from telematics_assets.engines.base import Backfill, IngestRequest, PendingFiles, ProgressListener
 from telematics_assets.errors import TransientError
 from telematics_assets.lakehouse.base import Commit, Table
 from telematics_assets.testing import parquet_bytes
@@ -335,6 +335,23 @@ class Writer:
         progress: ProgressListener,
     ) -> Commit:
         on_step("reading")
+        info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
+        return table.append(SCHEMA, [self._read(plan, attempt, publish)], stream_id, plan.batch_id, info)
+
+    def rewrite(
+        self,
+        stream: FileStream,
+        table: Table,
+        plan: Plan,
+        attempt: str,
+        positions: dict[str, int],
+        publish: Callable[[Result], None],
+        on_step: Callable[[str], None],
+        progress: ProgressListener,
+    ) -> Commit:
+        return table.overwrite(SCHEMA, [self._read(plan, attempt, publish)], positions, {ATTEMPT_INFO: attempt})
+
+    def _read(self, plan: Plan, attempt: str, publish: Callable[[Result], None]) -> pa.RecordBatch:
         there = [self._landing.stat(file.path) == file for file in plan.files]
         rows = [(f.path, f.size, f.modified_ns) for f, same in zip(plan.files, there, strict=True) if same]
         states = [
@@ -343,9 +360,7 @@ class Writer:
         ]
         publish(Result(plan.batch_id, attempt, tuple(states), (), ()))
         columns = list(zip(*rows, strict=True)) or [(), (), ()]
-        batch = pa.record_batch([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
-        info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
-        return table.append(SCHEMA, [batch], stream_id, plan.batch_id, info)
+        return pa.record_batch([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
 
 
 class World:
@@ -470,6 +485,21 @@ def test_a_reset_stream_is_listed_whole() -> None:
     assert world.checkpoint.whole_listing() is None
     world.process().ingest()
     assert world.unloaded() == set()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [IngestRequest(backfill=Backfill("2026/11/01")), IngestRequest(full_refresh=True)],
+    ids=["backfill", "refresh"],
+)
+def test_a_backfill_and_a_full_refresh_see_what_lies_below_the_bound(request_: IngestRequest) -> None:
+    world = begun()
+    world.put("2026/11/01/late")
+    assert world.process().ingest(request_).files_ingested == (1 if request_.backfill else 13)
+    assert world.unloaded() == set()
+    world.put("2026/11/01/later")
+    world.clocks.pass_(HOUR)
+    assert world.process().ingest().files_ingested == 1
 
 
 def test_of_the_records_one_is_kept_and_a_damaged_one_only_costs_a_listing() -> None:

@@ -1,4 +1,7 @@
-"""A loader as a process of its own, which kills itself at a step: `python -m … HOME FORMAT [STEP OCCURRENCE]`."""
+"""A loader as a process of its own, which kills itself at a step.
+
+`python -m … HOME FORMAT [--full-refresh] [STEP OCCURRENCE]`
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 
 from telematics_assets.catalog import FileStream, Names, TableContract
+from telematics_assets.engines.base import IngestRequest
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.volumes.local import LocalVolume
@@ -37,7 +41,8 @@ def engine_of(home: Path, on_step: object = None) -> EmbeddedEngine:
 
 def main() -> None:
     """Load once; SIGKILL at the named step if one is given."""
-    home, format, *rest = sys.argv[1:]
+    refresh = "--full-refresh" in sys.argv
+    home, format, *rest = [argument for argument in sys.argv[1:] if argument != "--full-refresh"]
     left = int(rest[1]) if rest else -1
 
     def on_step(step: str) -> None:
@@ -49,7 +54,7 @@ def main() -> None:
 
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    report = engine_of(Path(home), on_step).ingest(stream_of(format))
+    report = engine_of(Path(home), on_step).ingest(stream_of(format), IngestRequest(full_refresh=refresh))
     sys.stdout.write(f"{report.rows}\n")
 
 

@@ -8,10 +8,14 @@ from contextlib import suppress
 import pytest
 
 from telematics_assets.autoloader.loader import STEPS
+from telematics_assets.autoloader.refresh import REFRESH_STEPS
+from telematics_assets.engines.base import IngestRequest
 from telematics_assets.errors import TransientError
 from telematics_assets_tests.exactly_once.test_kills import FIRST_TIME, Killed, elsewhere, kill, stop_at
 from telematics_assets_tests.stores import servers
 from telematics_assets_tests.stores.books import STREAM, books, engine_of, land
+
+REFRESH = IngestRequest(full_refresh=True)
 
 
 def assert_exactly_once(place: str, rows: int) -> None:
@@ -53,6 +57,19 @@ def test_another_loader_at_any_step_wins_and_this_one_stops_cleanly(step: str) -
         load(place, stop_at(step, 1, lambda: elsewhere(lambda: load(place))))
     load(place)
     assert_exactly_once(place, 30)
+
+
+@pytest.mark.parametrize("step", REFRESH_STEPS)
+@pytest.mark.parametrize("store", sorted(servers.PLACES))
+def test_a_full_refresh_that_dies_at_any_step_came_to_pass_or_never_was(store: str, step: str) -> None:
+    place = servers.PLACES[store]()
+    land(place, 0)
+    load(place)
+    land(place, 1)
+    with pytest.raises(Killed):
+        engine_of(place, on_step=stop_at(step, 1, kill)).ingest(STREAM, REFRESH)
+    load(place)
+    assert_exactly_once(place, 60)
 
 
 def test_on_s3_a_load_that_dies_at_one_step_after_the_other_is_finished_by_the_next() -> None:
