@@ -14,7 +14,7 @@ from telematics_assets.assets.boundary import PERMANENT_FAILURE_TAG
 from telematics_assets.assets.files import PROCESS_TAG, bronze_asset
 from telematics_assets.catalog import TELEMATICS, FileStream, Names
 from telematics_assets.engines.base import IngestReport, IngestRequest, PendingFiles, Progress, ProgressListener
-from telematics_assets.errors import SchemaError, TelematicsError, VolumeUnavailableError
+from telematics_assets.errors import SchemaError, VolumeUnavailableError
 from telematics_assets.processes import is_gone
 from telematics_assets.testing import MemoryEngine
 from telematics_assets_tests.orchestra import definitions_of, json_points, load, materialization, parquet_points
@@ -23,7 +23,7 @@ from telematics_assets_tests.orchestra import definitions_of, json_points, load,
 class Failing(MemoryEngine):
     """Raises some errors, one per call, before it works."""
 
-    def __init__(self, *errors: TelematicsError) -> None:
+    def __init__(self, *errors: Exception) -> None:
         super().__init__()
         self._errors = iter(errors)
 
@@ -158,6 +158,25 @@ def test_a_permanent_error_fails_at_once_with_its_message(instance: dg.DagsterIn
     assert data.user_failure_data.description == "column a is gone: put it back"
     assert data.user_failure_data.metadata["error"].value == "SchemaError"
     assert _tags(instance, result)[PERMANENT_FAILURE_TAG] == result.run_id
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyError("column"), ZeroDivisionError("by zero")])
+def test_what_nobody_raised_on_purpose_fails_at_once_and_is_not_tried_again(
+    instance: dg.DagsterInstance, error: Exception
+) -> None:
+    engine = Failing(error)
+    engine.volume.put("parquet/a.parquet", parquet_points())
+    result = load(engine, instance)
+    assert not result.success
+    assert not result.filter_events(lambda event: event.is_step_up_for_retry)
+    (failure,) = [event for event in result.get_step_failure_events() if event.step_key == "bronze__telematics"]
+    data = failure.step_failure_data
+    assert data.user_failure_data is not None
+    assert (data.user_failure_data.description or "").startswith(f"{type(error).__name__}: ")
+    assert data.error is not None
+    assert "ingest" in str(data.error.cause), "where it came from is shown"
+    assert _tags(instance, result)[PERMANENT_FAILURE_TAG] == result.run_id
+    assert load(engine, instance).success
 
 
 def test_a_run_notes_its_process(engine: MemoryEngine, instance: dg.DagsterInstance) -> None:

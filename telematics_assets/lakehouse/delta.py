@@ -80,7 +80,7 @@ class DeltaLakehouse:
             if explained := self._store.explain(error, path):
                 raise explained from error
             if isinstance(error, OSError):
-                raise
+                raise translate(error, path) from error
             raise TableError(
                 f"{name} at {path} can't be opened: {_line(error)}. Restore its _delta_log, move the folder away, "
                 "or drop it for good with its stream's `telematics reset STREAM --drop-table`."
@@ -268,10 +268,10 @@ class DeltaLakeTable:
         """See `Table.sources`."""
         with self._asking():
             by_file = self._store.scan(self._handle, self._path).group_by(SOURCE_FILE)
-        frame = by_file.agg(
-            pl.col(SOURCE_FILE_MODIFIED_AT).max(), pl.len().cast(pl.Int64).alias("rows"), pl.col(BATCH_ID).max()
-        )
-        return self._store.collect(frame).to_arrow(compat_level=pl.CompatLevel.oldest())
+            frame = by_file.agg(
+                pl.col(SOURCE_FILE_MODIFIED_AT).max(), pl.len().cast(pl.Int64).alias("rows"), pl.col(BATCH_ID).max()
+            )
+            return self._store.collect(frame).to_arrow(compat_level=pl.CompatLevel.oldest())
 
     def make_durable(self, commit: Commit) -> None:
         """See `Table.make_durable`."""
@@ -341,26 +341,31 @@ class DeltaLakeTable:
             outside |= number > maximum
         with self._asking():
             scanned = self._store.scan(self._handle, self._path)
-        rows = scanned.filter((pl.col(BATCH_ID) >= since_batch) & value.is_not_null())
-        result = self._store.collect(
-            rows.select(
-                checked=pl.len(),
-                outside=outside.sum(),
-                example=value.filter(outside).first().cast(pl.String),
+            rows = scanned.filter((pl.col(BATCH_ID) >= since_batch) & value.is_not_null())
+            result = self._store.collect(
+                rows.select(
+                    checked=pl.len(),
+                    outside=outside.sum(),
+                    example=value.filter(outside).first().cast(pl.String),
+                )
             )
-        )
         checked, count, example = result.row(0)
         return int(checked), int(count or 0), example
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """What a handle does not know yet it reads from the log."""
+        """What a handle does not know yet it reads from the log, and rows from the data files."""
         try:
             yield
-        except (DeltaError, OSError) as error:
+        except (DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException) as error:
             if explained := self._store.explain(error, self._path):
                 raise explained from error
-            raise
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and error.errno:
+                raise translate(error, self._path) from error
+            raise TableError(
+                f"{self._name} at {self._path} can't be read: {_line(error)}. Files of it may be missing or damaged: "
+                "restore them from a copy, or start the stream anew (telematics reset)."
+            ) from error
 
     def _refuse_casts(self, mine: pa.Schema, schema: pa.Schema) -> None:
         for field in schema:

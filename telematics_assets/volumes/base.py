@@ -105,7 +105,7 @@ class Volume(Protocol):
         ...
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Open a file for reading; the stream can seek."""
+        """Open a file for reading; the stream can seek, and raises the same errors as the methods here."""
         ...
 
     def read(self, path: str) -> bytes:

@@ -12,6 +12,7 @@ does. Listing is `os.scandir`, because one odd name (a tab, bytes that are not U
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat as stat_module
@@ -19,14 +20,26 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import polars as pl
 
 from telematics_assets.errors import FileMissingError, VolumeError, VolumeUnavailableError
 from telematics_assets.volumes.base import FileEntry, Listing, Problem, check_path
 
-_PERMANENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL}
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_PERMANENT = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.ELOOP,
+}
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
@@ -147,20 +160,13 @@ class LocalVolume:
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
         """See `Volume.open`."""
-        try:
-            handle = open(self._at(path), "rb")  # noqa: SIM115 - closed below, after the body's own errors pass through
-        except OSError as error:
-            raise translate(error, self._at(path), reading=True) from error
-        with handle:
+        with io.BufferedReader(_File(self._at(path))) as handle:
             yield handle
 
     def read(self, path: str) -> bytes:
         """See `Volume.read`."""
         with self.open(path) as handle:
-            try:
-                return handle.read()
-            except OSError as error:
-                raise translate(error, self._at(path)) from error
+            return handle.read()
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Volume.create`."""
@@ -220,6 +226,48 @@ class LocalVolume:
             # Left behind it is hidden, and hidden names are not data.
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+class _File(io.FileIO):
+    """A file open for reading; what the disk refuses is one of the package's own errors, whoever reads."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with _translating(path, reading=True):
+            super().__init__(path, opener=_open_file)
+
+    def readinto(self, buffer: Buffer) -> int:
+        with _translating(self._path):
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _translating(self._path):
+            return super().readall()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _translating(self._path):
+            return super().seek(offset, whence)
+
+    def tell(self) -> int:
+        with _translating(self._path):
+            return super().tell()
+
+
+@contextmanager
+def _translating(path: str, *, reading: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise translate(error, path, reading=reading) from error
+
+
+def _open_file(path: str, flags: int) -> int:
+    # Something else may stand there since it was listed: a link is not followed, and a pipe does not block.
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def sync_folder(folder: str) -> None:

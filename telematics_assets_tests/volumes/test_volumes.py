@@ -614,3 +614,39 @@ def test_a_file_replaced_by_another_of_equal_size_and_time_has_another_tag(local
     (after,) = entries(local)
     assert (after.size, after.modified_ns) == (before.size, before.modified_ns)
     assert after.etag != before.etag
+
+
+def dead_descriptor() -> int:
+    """A descriptor that nothing can be read from, and that can't seek."""
+    other_end, descriptor = os.pipe()
+    os.close(other_end)
+    return descriptor
+
+
+def test_a_disk_that_fails_under_a_reader_is_transient_and_names_the_file(local: LocalVolume) -> None:
+    land(local, "parquet/a", b"x" * 100_000)
+    dead = dead_descriptor()
+    for use in (
+        lambda source: source.read(),
+        lambda source: source.read(50_000),
+        lambda source: source.seek(0, os.SEEK_END),
+        lambda source: io.BytesIO().write(source.read(90_000)),
+    ):
+        with local.open("parquet/a") as source:
+            assert source.read(10) == b"x" * 10
+            os.dup2(dead, source.fileno())
+            with pytest.raises(VolumeUnavailableError, match=r"parquet/a: .*It may go through later"):
+                use(source)
+    os.close(dead)
+
+
+def test_what_took_a_files_place_since_it_was_listed_is_not_followed_and_blocks_nobody(local: LocalVolume) -> None:
+    land(local, "secret", b"outside of the folder")
+    root = Path(local.uri) / "parquet"
+    root.mkdir()
+    (root / "link").symlink_to(root.parent / "secret")
+    os.mkfifo(root / "pipe")
+    (root / "folder").mkdir()
+    for name in ("link", "pipe", "folder"):
+        with pytest.raises(VolumeError, match=f"parquet/{name}: "), local.open(f"parquet/{name}") as source:
+            source.read()
