@@ -5,7 +5,8 @@ with everything that does not fit in the rescued data column.
 Does not belong here: which columns a table gets (`schema.py`), what fits (`lakehouse/types.py`), finding files,
 Dagster.
 
-Limits: the compressed columns of one row group must fit in memory; a chunk holds about 64 MiB or one row. Columns whose
+Limits: a row may take 64 MiB on the average of its row group, and a page must fit in memory; a file beyond that is
+unreadable. A chunk holds about 64 MiB or one row, and a row group of any size is read piece by piece. Columns whose
 names differ in case only are different columns. A file is unreadable as a whole if its footer or a page is damaged, if
 it is encrypted, or if two columns have the same name (there would be no telling them apart). INT96 timestamps are
 instants in UTC, as Spark reads them. Checksums of pages are verified where the writer left some.
@@ -40,6 +41,10 @@ _VALUE_BYTES = 16
 #: How much larger than in the file rows are taken to be in memory.
 _EXPANSION = 4
 _REASON_CHARS = 200
+#: The columns of a row group are read whole up to this size in the file, larger ones through buffers.
+_GROUP_BYTES = 256 * 1024 * 1024
+#: All buffers together, and one of them at most.
+_BUFFERS_BYTES, _BUFFER_BYTES = 64 * 1024 * 1024, 4 * 1024 * 1024
 _NS_RANGE_US = 2**63 // 1000 - 1
 
 
@@ -121,6 +126,10 @@ def _decoding(watched: Watched) -> Iterator[None]:
             raise failed from error
         if isinstance(error, UnicodeDecodeError):
             raise UnreadableFileError("Parquet with a column name that is no UTF-8") from error
+        if isinstance(error, MemoryError):
+            raise UnreadableFileError(
+                f"Parquet file that does not fit into memory: {_one_line(error)}. Write it with smaller pages"
+            ) from error
         kind = "encrypted" if "decrypt" in str(error) else "damaged"
         raise UnreadableFileError(f"{kind} Parquet file: {_one_line(error)}") from error
 
@@ -145,6 +154,10 @@ class _File:
     schema: pa.Schema
     #: Columns with INT96 timestamps: name -> which leaves, in order.
     int96: dict[str, list[bool]]
+    #: What a row takes unpacked where rows are largest.
+    row_bytes: int
+    #: How large the buffers are through which columns are read; 0 if columns are read whole.
+    buffer: int
 
 
 def _open(watched: Watched) -> _File:
@@ -181,14 +194,37 @@ def _open(watched: Watched) -> _File:
         fields.append(pa.field(field.name, field.type))
     if leaf != reader.metadata.num_columns:
         raise UnreadableFileError("damaged Parquet file: its columns do not match their types")
-    return _File(reader, content, size, pa.schema(fields), int96)
+    row_bytes, buffer = _sizes(reader.metadata, size)
+    if buffer:
+        reader = _reader(content, "us", buffer)
+    return _File(reader, content, size, pa.schema(fields), int96, row_bytes, buffer)
 
 
-def _reader(content: Any, int96_unit: str) -> Any:
+def _sizes(metadata: Any, size: int) -> tuple[int, int]:
+    """What a row takes unpacked where rows are largest, on the average of a row group, and how large buffers must be.
+
+    More than these two numbers of a row group is not asked for: see `_check_counts`.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    row_bytes = largest = 0
+    for group in groups:
+        row_bytes = max(row_bytes, group.total_byte_size // max(group.num_rows, 1))
+        largest = max(largest, size * group.total_byte_size // max(unpacked, 1))
+    if row_bytes > _CHUNK_BYTES:
+        raise UnreadableFileError(
+            f"Parquet file whose rows take {row_bytes} bytes on the average of a row group, more than the "
+            f"{_CHUNK_BYTES} that are read"
+        )
+    return row_bytes, min(_BUFFERS_BYTES // metadata.num_columns, _BUFFER_BYTES) if largest > _GROUP_BYTES else 0
+
+
+def _reader(content: Any, int96_unit: str, buffer: int = 0) -> Any:
     # Without pre-buffering a row group is read column by column: the whole of it never waits in memory twice.
     return pq.ParquetFile(
         pa.PythonFile(content, mode="r") if isinstance(content, Watched) else pa.BufferReader(content),
         pre_buffer=False,
+        buffer_size=buffer,
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96_unit,
     )
@@ -221,7 +257,7 @@ def _check_counts(reader: Any, rows: int) -> None:
 def _rows_per_chunk(file: _File, target: pa.Schema, batch_rows: int) -> int:
     decoded = _VALUE_BYTES * max(len(file.schema), len(target))
     encoded = _EXPANSION * file.size // max(file.reader.metadata.num_rows, 1)
-    return int(max(1, min(batch_rows, _CHUNK_BYTES // max(decoded, encoded))))
+    return int(max(1, min(batch_rows, _CHUNK_BYTES // max(decoded, encoded, file.row_bytes))))
 
 
 def _batches(file: _File, rows: int) -> Iterator[list[pa.Array]]:
@@ -232,7 +268,7 @@ def _batches(file: _File, rows: int) -> Iterator[list[pa.Array]]:
         return
     # Microseconds cut digits off, nanoseconds overflow before 1677 and after 2262, both silently: one proves the other.
     names = file.schema.names
-    fine = _reader(file.content, "ns").iter_batches(batch_size=rows, columns=list(file.int96))
+    fine = _reader(file.content, "ns", file.buffer).iter_batches(batch_size=rows, columns=list(file.int96))
     for batch, exact in zip(batches, fine, strict=True):
         columns = batch.columns
         for name, kinds in file.int96.items():
