@@ -68,6 +68,7 @@ def file_stream_checks(
         "reconciliation": (_reconciliation, "Every batch added as many rows as its files brought."),
         "corrupt_files": (_corrupt_files, "No file of the last load was quarantined as unreadable."),
         "changed_files": (_changed_files, "No file was changed after it had been loaded."),
+        "duplicate_files": (_duplicate_files, "No file of the last load has the same bytes as another loaded file."),
         "rescued_ratio": (
             _rescued_ratio,
             f"At most {RESCUED_RATIO_LIMIT:.0%} of the last load's rows have rescued data or an unreadable record.",
@@ -196,6 +197,19 @@ def _changed_files(engine: Engine, stream: FileStream, last: _LastLoad) -> dg.As
         if files
         else None,
         {"files": len(files)} | ({"changed": metadata.listing(files)} if files else {}),
+    )
+
+
+def _duplicate_files(engine: Engine, stream: FileStream, last: _LastLoad) -> dg.AssetCheckResult:
+    found = engine.duplicates(stream, last.since_batch)
+    files = [{"path": file.path, "same_as": file.same_as} for file in found.files]
+    return _warning(
+        f"{len(files)} files have the same bytes as another loaded file: their rows are in the table twice, and "
+        "_source_file tells them apart."
+        if files
+        else None,
+        {"files": len(files), "files_not_compared": found.passed_over}
+        | ({"duplicates": metadata.listing(files)} if files else {}),
     )
 
 

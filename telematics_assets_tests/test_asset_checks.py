@@ -90,7 +90,7 @@ def test_a_corrupt_file_warns_once_and_is_named(engine: MemoryEngine, instance: 
     assert [line["path"] for line in _table(corrupt, "quarantined")] == ["parquet/zero.parquet"]
 
     assert "corrupt_files" in _failed(_check(engine, instance)), "started alone, it judges the last load again"
-    engine.volume.put("parquet/b.parquet", parquet_points())
+    engine.volume.put("parquet/b.parquet", parquet_points(4))
     later = load(engine, instance)
     assert not _failed(later)
     assert _evaluations(later)["corrupt_files"].metadata["files_of_all_loads"].value == 1
@@ -120,6 +120,19 @@ def test_a_file_that_changed_after_loading_warns(engine: MemoryEngine, instance:
     changed = _failed(_check(engine, instance))["changed_files"]
     assert changed.severity == dg.AssetCheckSeverity.WARN
     assert [line["path"] for line in _table(changed, "changed")] == ["parquet/a.parquet"]
+
+
+def test_the_same_file_under_two_names_warns_and_names_both(engine: MemoryEngine, instance: dg.DagsterInstance) -> None:
+    engine.volume.put("parquet/a.parquet", parquet_points(3))
+    assert not _failed(load(engine, instance))
+    engine.volume.put("parquet/again.parquet", parquet_points(3))
+    result = load(engine, instance)
+    assert result.success
+    duplicate = _failed(result)["duplicate_files"]
+    assert duplicate.severity == dg.AssetCheckSeverity.WARN
+    assert _table(duplicate, "duplicates") == [{"path": "parquet/again.parquet", "same_as": "parquet/a.parquet"}]
+    engine.volume.put("parquet/b.parquet", parquet_points(4))
+    assert not _failed(load(engine, instance))
 
 
 @pytest.mark.parametrize(("broken", "warns"), [(1, False), (2, True)])
@@ -186,7 +199,7 @@ def test_a_check_that_cannot_answer_fails_the_run_but_not_the_other_checks(insta
     engine.volume.put("parquet/a.parquet", parquet_points())
     result = load(engine, instance)
     assert not result.success
-    assert len(_evaluations(result)) == 5
+    assert len(_evaluations(result)) == 6
 
 
 def test_a_stream_without_limits_has_no_plausibility_check() -> None:
@@ -194,7 +207,7 @@ def test_a_stream_without_limits_has_no_plausibility_check() -> None:
     definitions = build_definitions([stream], Settings())
     keys = definitions.resolve_asset_graph().asset_check_keys
     assert "plausible_values" not in {key.name for key in keys}
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_a_column_of_another_type_is_rescued_and_the_contract_holds(

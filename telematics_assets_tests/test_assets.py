@@ -61,7 +61,7 @@ def test_a_run_loads_what_has_landed_and_says_so(
     assert metadata["files_ingested"] == 1
     assert metadata["dagster/uri"] == f"memory:workspace.01_bronze.{stream}"
     assert all(check.passed for check in result.get_asset_check_evaluations())
-    assert len(result.get_asset_check_evaluations()) == 6
+    assert len(result.get_asset_check_evaluations()) == 7
 
 
 def test_an_empty_run_keeps_the_data_version_so_that_it_wakes_nobody(

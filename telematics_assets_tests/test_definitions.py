@@ -143,6 +143,7 @@ def test_a_stream_of_ones_own_gets_everything_that_the_shipped_ones_have() -> No
         "reconciliation",
         "corrupt_files",
         "changed_files",
+        "duplicate_files",
         "rescued_ratio",
     }
     state = engine.state(engine.names.bronze("trips"))

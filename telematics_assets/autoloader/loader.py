@@ -31,6 +31,7 @@ from telematics_assets.autoloader.checkpoint import (
     choices,
 )
 from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, choice_of, fingerprint
+from telematics_assets.autoloader.duplicates import find_duplicates
 from telematics_assets.autoloader.incremental import RECENT_FILES, lower_bound
 from telematics_assets.autoloader.refresh import Basis, Refreshed, Refresher, RefreshWriter
 from telematics_assets.autoloader.selection import checked, left_alone, named, select
@@ -38,6 +39,7 @@ from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIE
 from telematics_assets.engines.base import (
     BatchBalance,
     BatchReport,
+    Duplicates,
     FileRecord,
     FileState,
     IngestReport,
@@ -764,6 +766,10 @@ class StreamLoader:
             BatchBalance(batch, version, rows, added[batch].rows if batch in added else 0)
             for batch, rows, version in expected.iter_rows()
         ]
+
+    def duplicates(self, since_batch: int) -> Duplicates:
+        """Files that were loaded twice under two names. See `Engine.duplicates`."""
+        return find_duplicates(self._volume, self._known()[1], since_batch)
 
     def check(self) -> None:
         """Prove that table and checkpoint agree, as every load does first; raise what a load would raise."""

@@ -350,6 +350,34 @@ class Violations:
 
 
 @dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A loaded file whose bytes are those of another loaded file; the rows of both are in the table.
+
+    Attributes:
+        path: Path relative to the Volume.
+        same_as: The file that was loaded before it.
+        batch_id: Batch that loaded it.
+    """
+
+    path: str
+    same_as: str
+    batch_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Files that were loaded twice under two names.
+
+    Attributes:
+        files: By path.
+        passed_over: Files of equal size and rows that could not be compared: they are gone, changed, or too many.
+    """
+
+    files: tuple[Duplicate, ...]
+    passed_over: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of `telematics doctor`.
 
@@ -436,6 +464,13 @@ class Engine(Protocol):
 
     def violations(self, table: TableName, columns: Sequence[Column], since_batch: int) -> Sequence[Violations]:
         """Count implausible values (by the columns' `minimum` and `maximum`) in batches from `since_batch` on."""
+        ...
+
+    def duplicates(self, stream: FileStream, since_batch: int) -> Duplicates:
+        """Files of batches from `since_batch` on that have the same bytes as another file that was ever loaded.
+
+        Files are compared as they stand in the Volume now; the work is bounded by how many look alike.
+        """
         ...
 
     def reset(self, stream: FileStream, *, rebuild: bool = False, drop_table: bool = False) -> str:

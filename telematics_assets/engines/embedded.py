@@ -44,6 +44,7 @@ from telematics_assets.catalog import (
 from telematics_assets.engines.base import (
     BatchBalance,
     ColumnState,
+    Duplicates,
     FileRecord,
     FileState,
     Finding,
@@ -208,6 +209,10 @@ class EmbeddedEngine:
             for c in columns
             if c.name in there and (c.minimum is not None or c.maximum is not None)
         ]
+
+    def duplicates(self, stream: FileStream, since_batch: int) -> Duplicates:
+        """See `Engine.duplicates`."""
+        return self._loader(stream).duplicates(since_batch)
 
     def reset(self, stream: FileStream, *, rebuild: bool = False, drop_table: bool = False) -> str:
         """Make checkpoint and table agree again. See `StreamLoader.reset`."""

@@ -13,6 +13,7 @@ import io
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -139,7 +140,7 @@ def test_every_line_of_any_text_is_a_row_verbatim(platform: Platform) -> None:
 
 def test_packed_text_is_read_to_its_end_or_quarantined_whole(platform: Platform) -> None:
     stream = json_stream("n")
-    pack = {
+    pack: dict[str, Callable[[bytes], bytes]] = {
         "gzip": gzip.compress,
         "bzip2": bz2.compress,
         "zstd": lambda data: bytes(pa.compress(data, "zstd", asbytes=True)),

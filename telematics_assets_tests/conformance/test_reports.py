@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from telematics_assets.autoloader import duplicates
 from telematics_assets.catalog import Column
 from telematics_assets.engines.base import (
     BatchBalance,
     BatchReport,
+    Duplicate,
+    Duplicates,
     Engine,
     FileRecord,
     IngestRequest,
@@ -235,3 +238,52 @@ def test_a_stream_that_never_began_has_nothing_to_reset(platform: Platform, rebu
         platform.engine.reset(stream)
     platform.volume_put("json/a.json", lines('{"n":1}'))
     assert platform.engine.ingest(stream).rows == 1
+
+
+def test_the_same_bytes_under_two_names_are_loaded_twice_and_told(platform: Platform) -> None:
+    stream = json_stream("n")
+    content = lines('{"n":1}', '{"n":2}')
+    platform.volume_put("json/a.json", content, 1)
+    platform.volume_put("json/blank_1", b"\n\n", 1)
+    platform.volume_put("json/blank_2", b"\n\n", 1)
+    platform.engine.ingest(stream)
+    assert platform.engine.duplicates(stream, 0) == Duplicates((), 0)
+    platform.volume_put("json/sub/a.json", content, 2)
+    platform.volume_put("json/b.json", content, 3)
+    platform.volume_put("json/other.json", lines('{"n":1}', '{"n":3}'), 4)
+    assert platform.engine.ingest(stream).rows == 6
+    found = Duplicates((Duplicate("json/b.json", "json/a.json", 1), Duplicate("json/sub/a.json", "json/a.json", 1)), 0)
+    assert platform.engine.duplicates(stream, 0) == found
+    assert platform.engine.duplicates(stream, 1) == found, "files of a batch are held against those of all batches"
+    assert platform.restart().duplicates(stream, 2) == Duplicates((), 0)
+    assert pickle.loads(pickle.dumps(found)) == found
+    platform.volume_put("json/a.json", lines('{"n":1}', '{"n":9}'))
+    platform.remove("json/other.json")
+    assert platform.engine.duplicates(stream, 0) == Duplicates((Duplicate("json/sub/a.json", "json/b.json", 1),), 2)
+
+
+def test_large_files_that_differ_in_their_middle_only_are_no_duplicates(platform: Platform) -> None:
+    stream = json_stream("n")
+
+    def large(middle: bytes) -> bytes:
+        return b'{"n":"' + b"x" * 150_000 + middle + b"x" * 150_000 + b'"}'
+
+    for name, middle in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        platform.volume_put(f"json/{name}", large(middle), 1)
+    platform.engine.ingest(stream)
+    assert platform.engine.duplicates(stream, 0) == Duplicates((Duplicate("json/c", "json/a", 0),), 0)
+
+
+def test_the_search_for_duplicates_is_bounded_and_says_what_it_left_out(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "MAX_OPENED", 3)
+    stream = json_stream("n")
+    for number in range(5):
+        platform.volume_put(f"json/{number}", lines('{"n":1}'), 1)
+    platform.engine.ingest(stream)
+    found = platform.engine.duplicates(stream, 0)
+    assert ([file.path for file in found.files], found.passed_over) == (["json/1", "json/2"], 2)
+    monkeypatch.setattr(duplicates, "END_BYTES", 2)
+    monkeypatch.setattr(duplicates, "MAX_READ_BYTES", 10)
+    assert platform.engine.duplicates(stream, 0) == Duplicates((), 5)

@@ -103,7 +103,7 @@ def test_materializations_checks_and_observations_are_in_the_history(told: Told)
         for run_id in told.summary.runs
         for record in told.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     ]
-    assert len(evaluated) == 36
+    assert len(evaluated) == 42
 
 
 def test_one_line_per_phase_then_a_summary_and_the_next_step_last(told: Told) -> None:
