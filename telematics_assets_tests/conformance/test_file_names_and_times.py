@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from telematics_assets_tests.conformance.platforms import LOCATION, DeltaPlatform, Platform
 from telematics_assets_tests.conformance.samples import json_stream, lines, parquet, parquet_stream
@@ -35,6 +45,21 @@ ODD = [
     "UPPER.PARQUET",
     "folder.parquet/inside.parquet",
     "x" * 200,
+    "https:/example.com/a.parquet",
+    "s3:/bucket/key.parquet",
+    "file:a.parquet",
+    "a%2F..%2Fb.parquet",
+    "%2e%2e/a.parquet",
+    "%00.parquet",
+    "a\x01\x1b[31m\x7f.parquet",
+    "a\r.parquet",
+    "a\u2028\u202e.parquet",
+    "\ufeff.parquet",
+    "a../b",
+    "NUL",
+    "~",
+    "$HOME.parquet",
+    "/".join(["deep"] * 60),
 ]
 
 
@@ -88,6 +113,102 @@ def test_an_old_modification_time_never_hides_a_file(platform: Platform) -> None
     platform.volume_put("parquet/epoch.parquet", parquet(n=[3]), 0)
     assert platform.engine.ingest(stream).files_ingested == 2
     assert [row["n"] for row in platform.rows(stream, "n")] == [1, 2, 3]
+
+
+def test_nothing_outside_of_the_folder_is_read_and_nothing_blocks(delta_platform: DeltaPlatform) -> None:
+    stream = parquet_stream()
+    delta_platform.volume_put("parquet/a.parquet", parquet(n=[1]))
+    delta_platform.volume_put("elsewhere/secret.parquet", parquet(n=[2]))
+    folder, outside = delta_platform.at("parquet"), delta_platform.home / "outside"
+    outside.mkdir()
+    (outside / "secret.parquet").write_bytes(parquet(n=[3]))
+    (folder / "file.parquet").symlink_to(outside / "secret.parquet")
+    (folder / "outside").symlink_to(outside, target_is_directory=True)
+    (folder / "sideways").symlink_to("../elsewhere", target_is_directory=True)
+    (folder / "one").symlink_to("two")
+    (folder / "two").symlink_to("one")
+    (folder / "parent").symlink_to("..", target_is_directory=True)
+    (folder / "device.parquet").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.parquet")
+    listener = socket.socket(socket.AF_UNIX)
+    with listener, contextlib.chdir(folder):
+        listener.bind("socket.parquet")
+    (folder / "folder.parquet").mkdir()
+    os.link(outside / "secret.parquet", folder / "hard.parquet")
+    report = delta_platform.engine.ingest(stream)
+    # A hard link is the file itself.
+    assert (report.files_ingested, report.rows) == (2, 2)
+    refused = ("file.parquet", "outside", "sideways", "one", "two", "parent", "device.parquet")
+    assert delta_platform.states(stream) == {
+        "a.parquet": "INGESTED",
+        "hard.parquet": "INGESTED",
+        **dict.fromkeys((*refused, "pipe.parquet", "socket.parquet"), "SKIPPED_CORRUPTED"),
+    }
+    assert all("symbolic link" in delta_platform.reason(stream, name) for name in refused)
+    assert "special file" in delta_platform.reason(stream, "pipe.parquet")
+    assert delta_platform.restart(incomplete_seconds=300).ingest(stream).batches == ()
+
+
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from telematics_assets.engines.embedded import open_engine
+from telematics_assets.errors import TelematicsError
+from telematics_assets.settings import Settings
+from telematics_assets_tests.conformance.samples import json_stream
+
+engine = open_engine(Settings(home=Path(sys.argv[1]), settle_seconds=0, incomplete_seconds=0))
+stream = json_stream("n")
+if os.getuid() == 0:  # root may read everything
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    print(engine.ingest(stream).rows)
+except TelematicsError as error:
+    print(type(error).__name__, error)
+print({f.path: (f.state, f.reason) for f in engine.files(stream)})
+print(engine.read(engine.names.bronze("events"), ["n"]).to_pylist())
+"""
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A temporary folder that every user can reach; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)
+        yield Path(folder)
+
+
+def test_what_the_loaders_user_may_not_read_is_named_and_loaded_once_it_may(open_path: Path) -> None:
+    home = open_path / "home"
+    platform = DeltaPlatform(home)
+    stream = json_stream("n")
+    for name in ("open.json", "closed.json", "folder/inside.json", "z.json"):
+        platform.volume_put(f"json/{name}", lines(f'{{"n":"{name}"}}'))
+    (home / "tables").mkdir()
+    for path in (home, *home.rglob("*")) if os.getuid() == 0 else ():
+        os.chown(path, 65534, 65534)
+    closed, folder = platform.at("json/closed.json"), platform.at("json/folder")
+    os.chmod(closed, 0)
+    os.chmod(folder, 0)
+
+    def load() -> list[str]:
+        command = [sys.executable, "-c", _AS_NOBODY, str(home)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    for _ in range(2):
+        said, states, rows = load()
+        assert said.startswith("VolumeError 1 files of stream 'events' could not be opened; all others are loaded.")
+        assert "json/closed.json" in said
+        assert "'json/folder': ('SKIPPED_CORRUPTED', \"permission denied" in states
+        assert rows == "[{'n': 'open.json'}, {'n': 'z.json'}]"
+    os.chmod(closed, 0o600)
+    os.chmod(folder, 0o700)
+    assert load()[0] == "2"
+    assert platform.engine.ingest(stream).batches == ()
 
 
 def test_entries_that_are_no_files_are_named_and_stop_nobody(delta_platform: DeltaPlatform) -> None:
