@@ -15,11 +15,12 @@ import mmap
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import polars as pl
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
     from typing_extensions import Buffer
 
+Listed = TypeVar("Listed")
+
 #: How long one call goes on trying, seconds.
 PATIENCE_SECONDS = 30.0
 #: How often a request is sent again within that time.
@@ -59,6 +62,8 @@ READ_AHEAD = 4 << 20
 
 #: How often a put or a delete without an answer is sent; obstore itself repeats only requests that change nothing.
 _ATTEMPTS = 3
+#: Between two tries to list, seconds.
+_PAUSE_SECONDS = 0.5
 _WRITER = "telematicswriter"
 _LISTED = {"path": pl.String(), "size": pl.Int64(), "last_modified": pl.Datetime("us", "UTC"), "e_tag": pl.String()}
 _LISTED_AT_ONCE = 1000
@@ -218,6 +223,7 @@ class ObjectVolume:
         """
         self._url = url.rstrip("/")
         self.location = location
+        self._patience = patience_seconds
         self._store = open_store(self._url, patience_seconds)
         # Zero bytes that are a marker of a folder, not a file: decided once per path and ETag.
         self._markers: dict[tuple[str, str | None], bool] = {}
@@ -235,14 +241,16 @@ class ObjectVolume:
                 tell which other names stand beside it, so nothing is listed and the name is told.
         """
         self._key(folder)
-        frames = [pl.DataFrame(schema=_LISTED)]
         # A store begins behind an offset: one that is a character shorter sorts just before.
         offset = from_path[:-1].rstrip("/") or None
-        try:
-            for page in obstore.list(self._store, folder, offset=offset, chunk_size=_LISTED_AT_ONCE, return_arrow=True):
-                frames.append(pl.DataFrame(page).select(pl.col(name).cast(kind) for name, kind in _LISTED.items()))
-        except (exceptions.BaseError, FileNotFoundError) as error:
-            raise self._listing_error(error, folder) from error
+
+        def pages() -> list[pl.DataFrame]:
+            found = obstore.list(self._store, folder, offset=offset, chunk_size=_LISTED_AT_ONCE, return_arrow=True)
+            return [
+                pl.DataFrame(page).select(pl.col(name).cast(kind) for name, kind in _LISTED.items()) for page in found
+            ]
+
+        frames = [pl.DataFrame(schema=_LISTED), *self._listed(pages, folder)]
         rest = pl.col("path").str.slice(len(folder) + 1)
         files = pl.concat(frames).filter(~rest.str.contains(r"(?:^|/)[_.]"))
         files = files.select(
@@ -256,10 +264,7 @@ class ObjectVolume:
     def names(self, folder: str) -> list[str]:
         """See `Volume.names`."""
         self._key(folder)
-        try:
-            found = obstore.list_with_delimiter(self._store, folder)["objects"]
-        except (exceptions.BaseError, FileNotFoundError) as error:
-            raise self._listing_error(error, folder) from error
+        found = self._listed(lambda: obstore.list_with_delimiter(self._store, folder)["objects"], folder)
         return sorted(entry["path"][len(folder) + 1 :] for entry in found)
 
     def stat(self, path: str) -> FileEntry | None:
@@ -381,10 +386,19 @@ class ObjectVolume:
         except exceptions.BaseError as error:
             raise translate(error, self._at(key)) from error
 
-    def _listing_error(self, error: Exception, folder: str) -> TelematicsError:
-        if isinstance(error, FileNotFoundError):
-            return _no_store(self._url)
-        return translate(error, self._at(folder))
+    def _listed(self, listing: Callable[[], Listed], folder: str) -> Listed:
+        """A whole listing. One whose answer breaks off is asked for again: obstore repeats only what never began."""
+        patience = time.monotonic() + self._patience
+        while True:
+            try:
+                return listing()
+            except FileNotFoundError as error:
+                raise _no_store(self._url) from error
+            except exceptions.BaseError as error:
+                failure = translate(error, self._at(folder))
+                if not failure.transient or time.monotonic() + _PAUSE_SECONDS > patience:
+                    raise failure from error
+            time.sleep(_PAUSE_SECONDS)
 
     def _without_markers(self, files: pl.DataFrame, *, whole: bool) -> pl.DataFrame:
         empty = files.filter(pl.col("size") == 0)

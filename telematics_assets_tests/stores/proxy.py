@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Fault = Literal["429", "500", "503", "403", "expired", "cut", "cut after", "hang", "hang after"]
+Fault = Literal["429", "500", "503", "403", "expired", "cut", "cut after", "cut body", "hang", "hang after"]
 #: Faults that go away by themselves. `after`: the server did what it was asked, and its answer is lost.
-PASSING: tuple[Fault, ...] = ("429", "500", "503", "cut", "cut after", "hang", "hang after")
+PASSING: tuple[Fault, ...] = ("429", "500", "503", "cut", "cut after", "cut body", "hang", "hang after")
 
 _XML = '<?xml version="1.0" encoding="utf-8"?><Error><Code>{}</Code><Message>{}</Message></Error>'
 _ANSWERS = {
@@ -106,10 +106,17 @@ class Proxy:
             length = reply.getheader("Content-Length")
         finally:
             upstream.close()
-        if fault is not None:
+        if fault is not None and fault != "cut body":
             self._leave(request, fault)
             return
         headers = [(k, v) for k, v in reply.getheaders() if k.lower() not in _HOP]
+        if fault == "cut body":
+            # Half of an answer whose headers promise all of it; of one without a body nothing.
+            length = length or str(len(content))
+            if content:
+                self._reply(request, reply.status, headers, content[: len(content) // 2], length)
+            self._leave(request, fault)
+            return
         self._reply(request, reply.status, headers, content, length if request.command == "HEAD" else None)
 
     def _leave(self, request: BaseHTTPRequestHandler, fault: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from urllib.parse import unquote
 
 import boto3
 import obstore
@@ -88,7 +89,7 @@ def test_two_writers_of_the_same_text_are_told_apart(volume: ObjectVolume, proxy
     assert [volume.create("offsets/1", b"same") for _ in range(3)] == [True, False, False]
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "cut", "hang"])
+@pytest.mark.parametrize("fault", ["429", "500", "cut", "hang", pytest.param("503", marks=pytest.mark.soak)])
 def test_a_store_that_stays_away_is_transient_and_soon_given_up(
     volume: ObjectVolume, proxy: Proxy, fault: Fault
 ) -> None:
@@ -219,6 +220,84 @@ def test_a_commit_whose_answer_is_lost_is_there_once(place: str, proxy: Proxy, f
     assert landed == loaded
     assert len(landed) == 30
     assert engine(place).ingest(STREAM).batches == ()
+
+
+def kind_of(method: str, path: str) -> str:
+    """What a request is for: its method and the part of a deployment that it touches."""
+    path = unquote(path)
+    parts = ("_delta_log", "metadata", "offsets", "results", "commits", "ledger", "/json/", "tables")
+    part = next((part for part in parts if part in path), "other")
+    return f"{method} {'list of ' if 'list' in path else ''}{part}"
+
+
+@pytest.mark.parametrize(
+    "fault", ["500", "cut after", "cut body", *(pytest.param(fault, marks=pytest.mark.soak) for fault in PASSING)]
+)
+def test_every_kind_of_request_outlives_a_fault(place: str, proxy: Proxy, fault: Fault) -> None:
+    land(place, 0)
+    seen: set[str] = set()
+
+    def first_of_its_kind(method: str, path: str) -> Fault | None:
+        kind = kind_of(method, path)
+        if kind in seen:
+            return None
+        seen.add(kind)
+        return fault
+
+    proxy.choose = first_of_its_kind
+    for _ in range(12):
+        try:
+            engine(place).ingest(STREAM)
+            break
+        except TransientError:
+            continue
+    else:
+        raise AssertionError(f"it never went through {sorted(seen)}")
+    assert {"PUT offsets", "PUT results", "PUT commits", "PUT _delta_log", "PUT tables", "GET /json/"} <= seen
+    proxy.choose = lambda method, path: None
+    landed, loaded = books(place)
+    assert landed == loaded
+    assert engine(place).ingest(STREAM).batches == ()
+
+
+KINDS = ("PUT offsets", "GET /json/", "PUT tables", "PUT _delta_log", "PUT results", "PUT commits")
+REFUSALS = [("500", "PUT _delta_log"), ("expired", "PUT tables"), ("403", "PUT commits"), ("expired", "GET /json/")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        *REFUSALS,
+        *(pytest.param(fault, kind, marks=pytest.mark.soak) for fault in ("500", "403", "expired") for kind in KINDS),
+    ],
+)
+def test_a_store_that_refuses_one_kind_of_request_for_ever_is_told_and_nothing_is_lost(
+    place: str, proxy: Proxy, fault: Fault, kind: str
+) -> None:
+    land(place, 0, files=3)
+    engine(place).ingest(STREAM)
+    land(place, 1, files=3)
+    proxy.choose = lambda method, path: fault if kind_of(method, path) == kind else None
+    with pytest.raises(TransientError if fault == "500" else VolumeError) as told:
+        engine(place).ingest(STREAM)
+    assert not any(secret in str(told.value) for secret in (servers.KEY, "test-secret", "Signature"))
+    proxy.choose = lambda method, path: None
+    engine(place).ingest(STREAM)
+    landed, loaded = books(place)
+    assert landed == loaded
+    assert len(landed) == 30
+
+
+def test_one_object_that_may_not_be_read_is_named_and_the_others_land(place: str, proxy: Proxy) -> None:
+    land(place, 0, files=4)
+    proxy.choose = lambda method, path: "403" if "w0-2.json" in path and method == "GET" else None
+    with pytest.raises(VolumeError, match=r"1 files of stream 's' could not be opened.*w0-2\.json"):
+        engine(place).ingest(STREAM)
+    proxy.choose = lambda method, path: None
+    assert {r.path: r.state for r in engine(place).files(STREAM)}["json/w0-2.json"] == "DISCOVERED"
+    assert engine(place).ingest(STREAM).rows == 5
+    landed, loaded = books(place)
+    assert landed == loaded
 
 
 @pytest.mark.parametrize("nth", [7, 11])
