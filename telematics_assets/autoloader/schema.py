@@ -162,6 +162,30 @@ def reader_schema(stream: FileStream, schema: pa.Schema) -> pa.Schema:
     )
 
 
+def lost_own_fields(stream: FileStream, schema: pa.Schema) -> list[pa.Field]:
+    """The loader's own columns that a table lacks: an option named one since, or somebody dropped it.
+
+    They are added again, whatever the mode: without them a corrupt record or what was rescued would be lost.
+
+    Args:
+        stream: The stream.
+        schema: The table as it is.
+
+    Raises:
+        SchemaError: If one is there with another type.
+    """
+    own = _own_fields(stream)
+    for field in own:
+        at = schema.get_field_index(field.name)
+        if at >= 0 and schema.field(at).type != field.type:
+            raise SchemaError(
+                f"Column {field.name!r} of table {stream.table!r} is {delta_type(schema.field(at).type)}, and stream "
+                f"{stream.name!r} fills it with {delta_type(field.type)}: somebody changed it. Restore the table, or "
+                f"run `telematics reset {stream.name} --drop-table` to start anew."
+            )
+    return [field for field in own if field.name not in schema.names]
+
+
 def _own_fields(stream: FileStream) -> list[pa.Field]:
     described = {
         CORRUPT_RECORD: (pa.string(), "The record as it stands in the file if it can't be read, else null."),
@@ -179,4 +203,4 @@ def _field(name: str, kind: pa.DataType, comment: str) -> pa.Field:
     return pa.field(name, kind, metadata={"comment": comment})
 
 
-__all__ = ["MAX_COLUMNS", "holdable", "reader_schema", "resolve", "table_schema"]
+__all__ = ["MAX_COLUMNS", "holdable", "lost_own_fields", "reader_schema", "resolve", "table_schema"]

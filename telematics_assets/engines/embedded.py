@@ -29,7 +29,7 @@ from telematics_assets.autoloader.formats import Columns, file_columns, read_fil
 from telematics_assets.autoloader.inference import Sample
 from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, StreamLoader
 from telematics_assets.autoloader.ordered import ahead
-from telematics_assets.autoloader.schema import reader_schema, resolve, table_schema
+from telematics_assets.autoloader.schema import lost_own_fields, reader_schema, resolve, table_schema
 from telematics_assets.catalog import (
     BATCH_ID,
     CORRUPT_RECORD,
@@ -368,7 +368,7 @@ class _Writer:
         progress: ProgressListener,
     ) -> Commit:
         """One attempt at a plan over a schema, to which its files may add columns."""
-        known = _Attempt()
+        known = _Attempt(new_fields=lost_own_fields(stream, base))
         on_step("reading")
         while True:
             schema = base

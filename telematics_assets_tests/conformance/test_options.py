@@ -440,3 +440,21 @@ def test_an_overwrite_whose_load_dies_at_any_step_is_there_once(
     platform.restart().ingest(stream)
     assert values(platform, stream) == ["1", "2"]
     assert platform.states(stream) == {"a": "INGESTED"}
+
+
+def test_a_column_that_an_option_names_later_is_added_to_the_table_in_every_mode(platform: Platform) -> None:
+    before = json_stream("n", schema_evolution_mode="rescue")
+    platform.volume_put("json/a.json", lines('{"n":1}'), 1)
+    platform.engine.ingest(before)
+    after = json_stream(
+        "n", schema_evolution_mode="rescue", raw_record_column="_raw_record", rescued_data_column="_left_over"
+    )
+    platform.volume_put("json/b.json", lines('{"n":2,"x":3}', "oops"), 2)
+    report = platform.restart().ingest(after)
+    assert {change.column for change in report.batches[0].schema_changes} == {"_raw_record", "_left_over"}
+    rescued = f'{{"x":3,"_file_path":"{LOCATION}/json/b.json"}}'
+    assert [(row["_raw_record"], row["_left_over"]) for row in platform.rows(after, "_raw_record", "_left_over")] == [
+        (None, None),
+        ("oops", None),
+        ('{"n":2,"x":3}', rescued),
+    ]

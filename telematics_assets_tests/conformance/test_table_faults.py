@@ -5,8 +5,10 @@ For engines that share our checkpoint and keep Delta tables in a local folder.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,12 +17,13 @@ from deltalake import DeltaTable, write_deltalake
 from telematics_assets.catalog import FileStream
 from telematics_assets.errors import (
     OptionError,
+    SchemaError,
     TableError,
     TableMovedError,
     TableNotOursError,
     TableUnsupportedError,
 )
-from telematics_assets_tests.conformance.platforms import DeltaPlatform
+from telematics_assets_tests.conformance.platforms import LOCATION, DeltaPlatform
 from telematics_assets_tests.conformance.samples import json_stream, lines
 
 STREAM = json_stream("n", max_files_per_trigger=1)
@@ -259,3 +262,145 @@ def test_a_log_with_a_gap_behind_our_last_commit_proves_nothing(delta_platform: 
         delta_platform.restart().ingest(STREAM)
     delta_platform.engine.reset(STREAM, rebuild=True)
     assert delta_platform.engine.ingest(STREAM).rows == 2
+
+
+def by_hand(platform: DeltaPlatform, change: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> None:
+    """Write a log entry that changes properties or columns, as `ALTER TABLE` of any other program does."""
+    log = platform.table_path(STREAM) / "_delta_log"
+    entries = sorted(log.glob("*.json"))
+    lines = [json.loads(line) for entry in entries for line in entry.read_text().splitlines() if '"metaData"' in line]
+    metadata = lines[-1]["metaData"]
+    schema = json.loads(metadata["schemaString"])
+    change(metadata["configuration"], schema["fields"])
+    metadata["schemaString"] = json.dumps(schema)
+    entry = [{"metaData": metadata}, {"commitInfo": {"timestamp": 1, "operation": "CHANGE COLUMN"}}]
+    name = f"{int(entries[-1].stem) + 1:020}.json"
+    (log / name).write_text("".join(json.dumps(action) + "\n" for action in entry))
+
+
+def dropped(name: str) -> Callable[[dict[str, Any], list[dict[str, Any]]], None]:
+    """Drop a column."""
+
+    def change(properties: dict[str, Any], fields: list[dict[str, Any]]) -> None:
+        fields[:] = [field for field in fields if field["name"] != name]
+
+    return change
+
+
+def changed(column: str, **values: Any) -> Callable[[dict[str, Any], list[dict[str, Any]]], None]:
+    """Change a column."""
+
+    def change(properties: dict[str, Any], fields: list[dict[str, Any]]) -> None:
+        next(field for field in fields if field["name"] == column).update(values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_corrupt_record", "_rescued_data", "_source_file", "_source_file_modified_at", "_batch_id", "_ingested_at"],
+)
+def test_a_column_of_the_loaders_own_that_was_dropped_is_added_again_and_filled(
+    delta_platform: DeltaPlatform, name: str
+) -> None:
+    stream = json_stream("n", schema_evolution_mode="rescue")
+    delta_platform.volume_put("json/a.json", lines('{"n":1}'), 1)
+    delta_platform.engine.ingest(stream)
+    by_hand(delta_platform, dropped(name))
+    delta_platform.volume_put("json/b.json", lines("oops", '{"n":2,"later":3}'), 2)
+    report = delta_platform.restart().ingest(stream)
+    assert [change.column for change in report.batches[0].schema_changes] == [name]
+    found = [row for row in delta_platform.rows(stream, "n", *stream.own_columns) if row["_batch_id"] == 1]
+    assert [(row["n"], row["_corrupt_record"]) for row in found] == [(None, "oops"), ("2", None)]
+    assert found[1]["_rescued_data"] == f'{{"later":3,"_file_path":"{LOCATION}/json/b.json"}}'
+    assert all(row[column] is not None for row in found for column in stream.own_columns[2:])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("_batch_id", "string"), ("_corrupt_record", "binary")])
+def test_a_column_of_the_loaders_own_with_another_type_is_refused_by_name(
+    delta_platform: DeltaPlatform, name: str, kind: str
+) -> None:
+    land(delta_platform, 0)
+    delta_platform.engine.ingest(STREAM)
+    by_hand(delta_platform, changed(name, type=kind))
+    land(delta_platform, 1)
+    with pytest.raises(SchemaError, match=rf"'{name}' of table 'events'.*somebody changed it.*--drop-table"):
+        delta_platform.restart().ingest(STREAM)
+    delta_platform.engine.reset(STREAM, drop_table=True)
+    assert delta_platform.engine.ingest(STREAM).rows == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (dropped("n"), ["0", "1", "2"]),
+        (changed("n", name="m"), ["0", "1", "2"]),
+        (changed("n", type="long"), [None, 0, 1]),
+    ],
+    ids=["dropped", "renamed", "of another type"],
+)
+def test_data_columns_that_somebody_changed_lose_no_new_value(
+    delta_platform: DeltaPlatform, change: Callable[[Any, Any], None], found: list[Any]
+) -> None:
+    land(delta_platform, 0, 1)
+    delta_platform.engine.ingest(STREAM)
+    by_hand(delta_platform, change)
+    land(delta_platform, 2)
+    report = delta_platform.restart().ingest(STREAM)
+    rows = delta_platform.rows(STREAM, "n", "_rescued_data")
+    assert [row["n"] for row in rows] == found
+    rescued = f'{{"n":2,"_file_path":"{LOCATION}/json/2.json"}}'
+    assert [row["_rescued_data"] for row in rows if row["_rescued_data"]] == [rescued] * report.rows_rescued
+    assert report.rows_rescued == (found[0] is None)
+
+
+@pytest.mark.parametrize("value", [None, "another"])
+def test_a_table_that_lost_its_streams_id_is_another_table(delta_platform: DeltaPlatform, value: str | None) -> None:
+    land(delta_platform, 0)
+    delta_platform.engine.ingest(STREAM)
+    land(delta_platform, 1)
+
+    def change(properties: dict[str, Any], fields: list[dict[str, Any]]) -> None:
+        del properties["telematics.streamId"]
+        if value:
+            properties["telematics.streamId"] = value
+
+    by_hand(delta_platform, change)
+    with pytest.raises(TableMovedError, match="another table"):
+        delta_platform.restart().ingest(STREAM)
+    delta_platform.engine.reset(STREAM, rebuild=True)
+    assert delta_platform.engine.ingest(STREAM).rows == 1
+    assert values(delta_platform) == ["0", "1"]
+
+
+def test_a_log_entry_in_the_middle_that_is_gone_is_a_table_error(delta_platform: DeltaPlatform) -> None:
+    land(delta_platform, 0, 1, 2)
+    delta_platform.engine.ingest(STREAM)
+    entry = delta_platform.table_path(STREAM) / "_delta_log" / f"{2:020}.json"
+    kept = entry.read_bytes()
+    entry.unlink()
+    land(delta_platform, 3)
+    with pytest.raises(TableError, match=r"can't be opened.*Restore its _delta_log"):
+        delta_platform.restart().ingest(STREAM)
+    entry.write_bytes(kept)
+    assert delta_platform.restart().ingest(STREAM).rows == 1
+    assert values(delta_platform) == ["0", "1", "2", "3"]
+
+
+def test_a_data_file_that_is_gone_or_damaged_stops_every_reader_by_name_and_no_load(
+    delta_platform: DeltaPlatform,
+) -> None:
+    land(delta_platform, 0, 1)
+    delta_platform.engine.ingest(STREAM)
+    path = max(delta_platform.table_path(STREAM).glob("*.parquet"))
+    kept = path.read_bytes()
+    for damage in (path.unlink, lambda: path.write_bytes(kept[:50]), lambda: path.write_bytes(b"")):
+        damage()
+        with pytest.raises(TableError, match=r"can't be read.*restore them from a copy.*telematics reset"):
+            values(delta_platform)
+        with pytest.raises(TableError, match=r"can't be read"):
+            delta_platform.engine.reset(STREAM, rebuild=True)
+    land(delta_platform, 2)
+    assert delta_platform.restart().ingest(STREAM).rows == 1
+    path.write_bytes(kept)
+    assert values(delta_platform) == ["0", "1", "2"]
