@@ -44,7 +44,7 @@ from telematics_assets_tests.conformance.samples import json_stream
 files = int(sys.argv[1])
 
 class Crowded(MemoryVolume):
-    def scan(self, folder):
+    def scan(self, folder, from_path=""):
         number = pl.int_range(files, eager=True)
         return Listing(pl.DataFrame({
             "path": pl.select(pl.format("json/day={}/vehicle-{}.json", number % 365, number)).to_series(),
