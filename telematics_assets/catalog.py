@@ -38,6 +38,7 @@ _BYTES = re.compile(r"([0-9]{1,15})([kmgtp]?b?)")
 _INTERVAL_PART = re.compile(r"([0-9]{1,9}) +(second|minute|hour|day|week)s?\b", re.ASCII)
 _UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
+_PARTITION_COLUMN = re.compile(r"[^\x00-\x20\x7f,;{}()=/_.][^\x00-\x20\x7f,;{}()=/]{0,254}")
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 #: The rescued data of text files has the file's path under this name, with underscores in front where a key has it too.
 RESCUED_PATH = re.compile(r"_+file_path")
@@ -202,6 +203,9 @@ class FileStreamOptions:
             values fit, instead of STRING. See `autoloader/inference.py`.
         schema_inference_sample_files: How many files of the first batch, oldest first, give a new table its types.
         schema_inference_sample_bytes: How many bytes of them, unpacked; a whole number or a text such as `32m`.
+        partition_columns: Names of Hive style folders (`…/date=2026-01-31/hour=07/f.parquet`) that become columns:
+            names separated by commas, or several names. They have the type that contract or hint declares,
+            else STRING. "" or None: none.
         raw_record_column: JSON and csv: name of a column that holds each record as it stands in the file, or None.
         multi_line: JSON: a file is a document, an array of records or one record, not a record on each line; None is
             False. csv: line ends may stand within quotes; None is True, so that no quoted text is torn.
@@ -225,6 +229,7 @@ class FileStreamOptions:
     infer_column_types: bool = False
     schema_inference_sample_files: int = 1000
     schema_inference_sample_bytes: int | str = "32m"
+    partition_columns: str | Sequence[str] | None = None
     raw_record_column: str | None = None
     multi_line: bool | None = None
     header: bool = True
@@ -256,9 +261,24 @@ class FileStreamOptions:
                 )
         if self.raw_record_column is not None and self.raw_record_column.lower() == self.rescued_data_column.lower():
             raise OptionError("raw_record_column and rescued_data_column name the same column. Give them two names.")
+        self._check_partition_columns()
         self._check_text_options()
         self._check_choice_of_files()
         self._check_types()
+
+    def _check_partition_columns(self) -> None:
+        given = self.partition_columns
+        known = given is None or isinstance(given, (str, list, tuple))
+        names: tuple[Any, ...] = self.partition_names if known else (given,)
+        for name in names:
+            if not isinstance(name, str) or not _PARTITION_COLUMN.fullmatch(name):
+                raise OptionError(
+                    f"partition_columns={given!r} is not accepted: {name!r} names no folder that is "
+                    "read as a column. Use names separated by commas, such as 'date,hour', that start with neither '_' "
+                    "nor '.' and hold no blank and none of ,;{}()=/."
+                )
+        if len({name.lower() for name in names}) < len(names):
+            raise OptionError(f"partition_columns={given!r} names a column twice. Name each once.")
 
     def _check_text_options(self) -> None:
         for option in ("multi_line", "header"):
@@ -322,6 +342,14 @@ class FileStreamOptions:
             )
         if len(self.hints) > _MAX_HINTS:
             raise OptionError(f"schema_hints has {len(self.hints)} hints. Give at most {_MAX_HINTS}.")
+
+    @property
+    def partition_names(self) -> tuple[str, ...]:
+        """`partition_columns` as single names."""
+        given = self.partition_columns
+        if isinstance(given, str):
+            return tuple(name.strip() for name in given.split(",")) if given.strip() else ()
+        return tuple(given or ())
 
     @property
     def batch_bytes(self) -> int | None:
@@ -451,6 +479,18 @@ class FileStream:
                 )
             taken.add(column.name.lower())
         self._check_types()
+        self._check_partition_columns()
+
+    def _check_partition_columns(self) -> None:
+        own = {name.lower() for name in self.own_columns}
+        declared = {*(c.name for c in self.contract.columns), *(hint.path[0] for hint in self.options.hints)}
+        lowered = {name.lower() for name in declared}
+        for name in self.options.partition_names:
+            if name.lower() in own or (name.lower() in lowered and name not in declared):
+                raise OptionError(
+                    f"Partition column {name!r} of stream {self.name!r} is a name of our own, or differs from a column "
+                    "of the contract or the schema hints by case only. Name it as they do."
+                )
 
     def _check_types(self) -> None:
         declared: dict[str, DeltaType] = {}

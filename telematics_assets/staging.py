@@ -26,6 +26,7 @@ from telematics_assets.autoloader.codecs import unpacked
 from telematics_assets.autoloader.formats import Columns, file_columns, read_file
 from telematics_assets.autoloader.json_nested import object_members
 from telematics_assets.autoloader.parquet import parquet_schema
+from telematics_assets.autoloader.partitions import first_difference, partition_problem, partition_values
 from telematics_assets.autoloader.schema import declared_fields
 from telematics_assets.autoloader.spans import is_string
 from telematics_assets.catalog import CORRUPT_RECORD
@@ -152,7 +153,7 @@ def _staged(path: Path, target: str, relative: Path, stream: FileStream, volume:
         raise StagingError("it is no regular file")
     with path.open("rb") as file:
         source = _Steady(file)
-        problem = _PROBLEMS[stream.format](source, stream)
+        problem = _folder_problem(stream, target) or _PROBLEMS[stream.format](source, stream, target)
         if problem:
             raise StagingError(problem)
         size = os.fstat(file.fileno()).st_size
@@ -202,34 +203,42 @@ class _Steady(io.RawIOBase):
         return info.st_size, info.st_mtime_ns
 
 
-def _parquet_problem(source: _Steady, stream: FileStream) -> str | None:
+def _folder_problem(stream: FileStream, target: str) -> str | None:
+    """What is wrong with the folders that a file goes to, or None."""
+    types = {column.name: column.type for column in declared_fields(stream, {}).values()}
+    return partition_problem(stream, target, types)
+
+
+def _parquet_problem(source: _Steady, stream: FileStream, target: str) -> str | None:
     """Why a Parquet file does not match, by its footer, or None."""
     schema = parquet_schema(cast(BinaryIO, source))
     names = set(schema.names)
-    problem = _columns_problem(stream, {c.name for c in stream.contract.columns if c.name in names}, schema.names)
+    present = {c.name for c in stream.contract.columns if c.name in names}
+    problem = _columns_problem(stream, present, schema.names, target)
     if problem:
         return problem
     held = {field.name: kind for field in schema if (kind := storable(field.type)) is not None}
+    folders = partition_values(stream, target)
     for column in declared_fields(stream, held).values():
-        if column.name in names:
+        if column.name in names and column.name not in folders:
             given = schema.field(column.name).type
             if not fits(given, column.type):
                 return f"column {column.name!r} is {given} in the file, and the stream says {delta_type(column.type)}"
     return None
 
 
-def _json_problem(source: _Steady, stream: FileStream) -> str | None:
+def _json_problem(source: _Steady, stream: FileStream, target: str) -> str | None:
     """Why a JSON file does not match, by all its lines, or None."""
     contract = [column.name for column in stream.contract.columns]
-    target = _target(stream, [])
     rows = 0
     valued: set[str] = set()
+    folders = partition_values(stream, target)
     keys: dict[str, None] = {}
 
     def remember(columns: Columns) -> None:
         keys.update(dict.fromkeys(name for name, _ in columns))
 
-    chunks = read_file(cast(BinaryIO, source), stream, target, "", on_columns=remember)
+    chunks = read_file(cast(BinaryIO, source), stream, _target(stream, []), "", on_columns=remember)
     for chunk in chunks:
         if chunk.corrupt_rows:
             corrupt = chunk.table[CORRUPT_RECORD]
@@ -237,6 +246,8 @@ def _json_problem(source: _Steady, stream: FileStream) -> str | None:
             if stream.options.multi_line:
                 return f"element {rows + row + 1} is no JSON object: {_start(corrupt[row].as_py())}"
             return _bad_line(source, rows + row)
+        if contradicted := first_difference(folders, chunk.table):
+            return _contradiction(contradicted)
         problem = _misfit(chunk, stream, rows)
         if problem:
             return problem
@@ -244,16 +255,16 @@ def _json_problem(source: _Steady, stream: FileStream) -> str | None:
         valued.update(name for name in contract if chunk.table[name].null_count < chunk.table.num_rows)
     if not rows:
         return "it has no records"
-    return _columns_problem(stream, valued, list(keys))
+    return _columns_problem(stream, valued, list(keys), target)
 
 
-def _csv_problem(source: _Steady, stream: FileStream) -> str | None:
+def _csv_problem(source: _Steady, stream: FileStream, target: str) -> str | None:
     """Why a delimited file does not match, by its columns and all its records, or None."""
     names = [name for name, _ in file_columns(cast(BinaryIO, source), stream)]
     if not names:
         return "it has no records"
     contract = [column.name for column in stream.contract.columns]
-    problem = _columns_problem(stream, {name for name in contract if name in names}, names)
+    problem = _columns_problem(stream, {name for name in contract if name in names}, names, target)
     if problem:
         return problem
     source.seek(0)
@@ -270,8 +281,16 @@ def _csv_problem(source: _Steady, stream: FileStream) -> str | None:
             if found.null_count < len(found):
                 row = found.is_valid().index(True).as_py()
                 return f"record {rows + row + 1} {says}: {_start(found[row].as_py())}"
+        if contradicted := first_difference(partition_values(stream, target), chunk.table):
+            return _contradiction(contradicted)
         rows += chunk.table.num_rows
     return None if rows else "it has no records"
+
+
+def _contradiction(column: str) -> str:
+    return (
+        f"column {column!r} has values that differ from the folder {column}=… it goes to; move it, or drop the column"
+    )
 
 
 def _target(stream: FileStream, names: Sequence[str]) -> pa.Schema:
@@ -307,15 +326,17 @@ def _misfit(chunk: Chunk, stream: FileStream, before: int) -> str | None:
 _PROBLEMS = {"parquet": _parquet_problem, "json": _json_problem, "csv": _csv_problem}
 
 
-def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str]) -> str | None:
+def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str], target: str) -> str | None:
     """What is wrong with a file's columns, or None.
 
     Args:
         stream: What the file is for.
         present: Columns of the contract that the file has.
         names: Columns that the file has; those of the contract may be left out.
+        target: Where the file goes; its folders name columns too.
     """
     declared = declared_fields(stream, {})
+    folders = set(partition_values(stream, target))
     lowered = {name.lower(): name for name in declared}
     own = {name.lower() for name in stream.own_columns}
     for name in names:
@@ -331,10 +352,10 @@ def _columns_problem(stream: FileStream, present: set[str], names: Sequence[str]
             )
         if not holdable(name):
             return f"column {name!r} has a name that a Delta table can't hold; rename it"
-    missing = [c.name for c in stream.contract.columns if c.required and c.name not in present]
+    missing = [c.name for c in stream.contract.columns if c.required and c.name not in present | folders]
     if missing:
         return f"required columns are missing: {', '.join(missing)}"
-    if not present and stream.contract.columns:
+    if not present and {c.name for c in stream.contract.columns} - folders:
         return "it has none of the contract's columns"
     return None
 

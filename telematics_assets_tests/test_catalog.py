@@ -124,6 +124,13 @@ def test_an_option_that_resembles_nothing_is_answered_with_all() -> None:
         ("max_files_per_trigger", "10", "a whole number from 1"),
         ("max_files_per_trigger", True, "a whole number from 1"),
         ("schema_evolution_mode", "failonnewcolumns", "failOnNewColumns, none"),
+        ("partition_columns", "date,,hour", "names separated by commas"),
+        ("partition_columns", "date=1", "names separated by commas"),
+        ("partition_columns", ["a b"], "names separated by commas"),
+        ("partition_columns", "_date", "start with neither '_' nor '.'"),
+        ("partition_columns", [3], "names separated by commas"),
+        ("partition_columns", 3, "names separated by commas"),
+        ("partition_columns", "date, Date", "Name each once"),
         ("max_bytes_per_trigger", 0, "a whole number of bytes from 1"),
         ("max_bytes_per_trigger", "0g", "a whole number of bytes from 1"),
         ("max_bytes_per_trigger", -1, "a whole number of bytes from 1"),
@@ -434,3 +441,30 @@ def test_the_shipped_contracts_say_what_everything_is(shipped: FileStream) -> No
         assert column.comment.endswith(".")
         assert column.minimum is None or column.maximum is None or column.minimum < column.maximum
     assert {stream.table for stream in FILE_STREAMS} == {"telematics", "telematics_test"}
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, ()),
+        ("", ()),
+        (" date , hour", ("date", "hour")),
+        (["date", "hour"], ("date", "hour")),
+        (("a.b", "ü"), ("a.b", "ü")),
+    ],
+)
+def test_partition_columns_are_names(given: Any, names: tuple[str, ...]) -> None:
+    options = FileStreamOptions(partition_columns=given)
+    assert options.partition_names == names
+
+
+@pytest.mark.parametrize("name", ["ID", "batch"])
+def test_a_partition_column_is_the_contracts_or_a_free_name(name: str) -> None:
+    declared = TableContract("Rows.", (Column("id", "STRING", "The id."),))
+    options = {"partition_columns": name, "rescued_data_column": "_rescued", "raw_record_column": "_raw"}
+    if name == "ID":
+        with pytest.raises(OptionError, match=r"by case only\. Name it as they do"):
+            FileStream("s", "json", "s", "s", declared, options)  # type: ignore[arg-type]
+        return
+    made = FileStream("s", "json", "s", "s", declared, options)  # type: ignore[arg-type]
+    assert made.options.partition_names == ("batch",)

@@ -416,3 +416,56 @@ def test_on_a_local_disk_a_staged_file_appears_whole_under_its_name_and_leaves_n
     everything = [path for path in (tmp_path / "volume").rglob("*") if path.is_file()]
     assert [path.name for path in everything] == ["a.parquet"]
     assert pq.read_table(io.BytesIO(everything[0].read_bytes())).equals(pa.table(pq.read_table(io.BytesIO(PARQUET))))
+
+
+# -- folders that name columns -----------------------------------------------------------------------------------------
+
+
+def daily(format: str) -> FileStream:
+    """A stream whose required day is in the path."""
+    columns = (Column("n", "STRING", "A number."), Column("day", "DATE", "The day.", required=True))
+    contract = TableContract("One row per reading.", columns)
+    return FileStream("daily", format, "json", "daily", contract, {"partition_columns": "day,hour"})  # type: ignore[arg-type]
+
+
+def stage_below(folder: str, data: bytes, format: str, samples: Path, volume: MemoryVolume) -> StageReport:
+    (samples / folder).mkdir(parents=True)
+    (samples / folder / "f").write_bytes(data)
+    return stage([samples], daily(format), volume)
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+DAILY = {"json": b'{"n":"1"}\n', "csv": b"n\n1\n", "parquet": parquet_of(pa.table({"n": ["1"]}))}
+
+
+@pytest.mark.parametrize("format", DAILY)
+def test_a_required_column_may_be_in_the_path(format: str, samples: Path, volume: MemoryVolume) -> None:
+    report = stage_below("day=2026-01-31/hour=7", DAILY[format], format, samples, volume)
+    assert [file.path for file in report.staged] == ["json/day=2026-01-31/hour=7/f"]
+
+
+@pytest.mark.parametrize("format", DAILY)
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("hour=7", "required columns are missing: day"),
+        ("day=2026-02-30", "folder day='2026-02-30' is no value of its column's type"),
+        ("Day=2026-02-28", "folder 'Day' differs from the partition column 'day' by case only"),
+    ],
+)
+def test_a_path_that_the_loader_would_take_in_part_is_refused(
+    format: str, folder: str, reason: str, samples: Path, volume: MemoryVolume
+) -> None:
+    assert reason in refusal(stage_below(folder, DAILY[format], format, samples, volume))
+
+
+@pytest.mark.parametrize("data", [b'{"n":"1","hour":"8"}\n', b"n,hour\n1,8\n"])
+def test_a_text_file_that_contradicts_its_path_is_refused(data: bytes, samples: Path, volume: MemoryVolume) -> None:
+    format = "json" if data.startswith(b"{") else "csv"
+    report = stage_below("day=2026-01-31/hour=7", data, format, samples, volume)
+    assert "column 'hour' has values that differ from the folder hour=" in refusal(report)

@@ -20,6 +20,7 @@ from telematics_assets.autoloader.inference import JSON_TARGET, RAW_COLUMN, RESC
 from telematics_assets.autoloader.json_lines import is_complete_json, json_keys, read_json
 from telematics_assets.autoloader.ordered import in_order
 from telematics_assets.autoloader.parquet import is_complete_parquet, parquet_schema, read_parquet
+from telematics_assets.autoloader.partitions import filled, partition_values
 from telematics_assets.autoloader.typed import Typing
 from telematics_assets.catalog import CORRUPT_RECORD, FileFormat, FileStream, FileStreamOptions
 
@@ -95,6 +96,7 @@ def read_file(
     target: pa.Schema,
     file_path: str,
     on_columns: Callable[[Columns], None] | None = None,
+    path: str = "",
 ) -> Iterator[Chunk]:
     """The rows of a file, in order, as chunks of the target schema.
 
@@ -104,11 +106,27 @@ def read_file(
         target: The columns to yield (`schema.reader_schema`).
         file_path: How the rescued data names the file.
         on_columns: Called with columns of the file, those at least that `target` lacks, before a chunk that needs them.
+        path: The file's path relative to the Volume, whose folders fill the stream's partition columns.
 
     Raises:
         UnreadableFileError: If any part of the file can't be read. Chunks that came before it must be dropped.
         VolumeUnavailableError: If the source failed.
     """
+    values = partition_values(stream, path)
+    if not values:
+        return _read(source, stream, target, file_path, on_columns)
+    if on_columns is not None:
+        on_columns([(name, None) for name in values if name in stream.options.partition_names])
+    return filled(values, stream, target, file_path, lambda inner: _read(source, stream, inner, file_path, on_columns))
+
+
+def _read(
+    source: BinaryIO,
+    stream: FileStream,
+    target: pa.Schema | Callable[[pa.Schema], pa.Schema],
+    file_path: str,
+    on_columns: Callable[[Columns], None] | None,
+) -> Iterator[Chunk]:
     options = stream.options
     if stream.format == "parquet":
         return read_parquet(
@@ -118,6 +136,7 @@ def read_file(
             file_path=file_path,
             on_schema=lambda schema: on_columns([(f.name, f.type) for f in schema]) if on_columns else None,
         )
+    assert isinstance(target, pa.Schema)
     return _read_text(source, stream, target, file_path, on_columns)
 
 
@@ -190,4 +209,5 @@ def dialect(options: FileStreamOptions) -> Dialect:
 
 
 def _names(stream: FileStream) -> list[str]:
-    return [column.name for column in stream.contract.columns]
+    """The columns of a file without a header: what its folders name is not in it."""
+    return [c.name for c in stream.contract.columns if c.name not in stream.options.partition_names]

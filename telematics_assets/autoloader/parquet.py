@@ -75,7 +75,7 @@ def parquet_schema(source: BinaryIO) -> pa.Schema:
 
 def read_parquet(
     source: BinaryIO,
-    target: pa.Schema,
+    target: pa.Schema | Callable[[pa.Schema], pa.Schema],
     *,
     rescued_column: str,
     file_path: str,
@@ -86,7 +86,7 @@ def read_parquet(
 
     Args:
         source: The file; it can seek, and stays open.
-        target: The schema of the chunks. Columns that the file lacks are null.
+        target: The schema of the chunks, or what makes it of the file's own. Columns that the file lacks are null.
         rescued_column: The column of `target` for everything that fits no other one.
         file_path: The path that the rescued data names.
         batch_rows: Rows of a chunk at most.
@@ -101,6 +101,8 @@ def read_parquet(
         file = _open(watched)
         if on_schema is not None:
             on_schema(file.schema)
+        if not isinstance(target, pa.Schema):
+            target = target(file.schema)
         placing = _Placing(file.schema, target, rescued_column, file_path)
         rows = 0
         chunk_rows = _rows_per_chunk(file, target, batch_rows)

@@ -55,8 +55,8 @@ def resolve(
         file: The file that they are from, for a refusal.
 
     Returns:
-        For a table to be created all its data columns: the contract's in order, then hinted, then found ones. For an
-        existing table the columns to add to it.
+        For a table to be created all its data columns: the contract's in order, then hinted, partition and found ones.
+        For an existing table the columns to add to it.
 
     Raises:
         SchemaError: In mode `failOnNewColumns`, if an existing table would need a column that is not declared.
@@ -103,7 +103,7 @@ def resolve(
 
 
 def declared_fields(stream: FileStream, types: Mapping[str, pa.DataType]) -> dict[str, pa.Field]:
-    """The columns that a stream declares, by name: its contract's, then those with schema hints.
+    """The columns that a stream declares, by name: its contract's, those with schema hints, its partition columns.
 
     Args:
         stream: The stream.
@@ -115,6 +115,8 @@ def declared_fields(stream: FileStream, types: Mapping[str, pa.DataType]) -> dic
         hints.setdefault(hint.path[0], []).append(Hint(hint.path[1:], hint.type))
     for name, inside in hints.items():
         declared.setdefault(name, pa.field(name, _hinted(inside, types.get(name))))
+    for name in stream.options.partition_names:
+        declared.setdefault(name, _field(name, pa.string(), f"The folder {name}=… that the row's file is in."))
     return declared
 
 

@@ -508,6 +508,7 @@ class _Rows:
             self._target,
             f"{self._volume.location}/{file.path}",
             on_columns=lambda found: self._learn(file, found),
+            path=file.path,
         )
 
     def _learn(self, file: FileEntry, found: Columns) -> None:
