@@ -20,7 +20,7 @@ from telematics_assets.assets.boundary import failures_for_dagster
 from telematics_assets.assets.files import RETRY_POLICY, bronze_key
 from telematics_assets.catalog import FileStream
 from telematics_assets.engines.base import Engine
-from telematics_assets.errors import TelematicsError
+from telematics_assets.errors import SchemaError, TelematicsError
 
 #: Share of a load's rows that may have rescued data or an unreadable record before somebody should look.
 RESCUED_RATIO_LIMIT = 0.05
@@ -137,7 +137,7 @@ def _contract(engine: Engine, stream: FileStream) -> dg.AssetCheckResult:
     broken = [
         {"column": column.name, "promised": column.type.upper(), "found": found.get(column.name, "nothing")}
         for column in stream.contract.columns
-        if found.get(column.name) != column.type.upper()
+        if not _as_promised(stream, column.type.upper(), found.get(column.name))
     ]
     if not broken:
         return dg.AssetCheckResult(passed=True, metadata={"columns": len(stream.contract.columns)})
@@ -147,6 +147,18 @@ def _contract(engine: Engine, stream: FileStream) -> dg.AssetCheckResult:
         "Readers of this table may break: rebuild the table, or change the contract.",
         metadata={"broken": metadata.listing(broken)},
     )
+
+
+def _as_promised(stream: FileStream, promised: str, found: str | None) -> bool:
+    if found is None or found == promised or stream.options.schema_evolution_mode != "addNewColumnsWithTypeWidening":
+        return found == promised
+    from telematics_assets.lakehouse.types import arrow_type, wider
+
+    try:
+        is_type = arrow_type(found)
+        return bool(wider(arrow_type(promised), is_type) == is_type)
+    except SchemaError:
+        return False
 
 
 def _reconciliation(engine: Engine, stream: FileStream, last: _LastLoad) -> dg.AssetCheckResult:

@@ -20,7 +20,7 @@ from telematics_assets.volumes.base import check_path
 from telematics_assets.volumes.globs import name_pattern
 
 FileFormat = Literal["parquet", "json", "csv"]
-SchemaEvolutionMode = Literal["addNewColumns", "rescue", "failOnNewColumns", "none"]
+SchemaEvolutionMode = Literal["addNewColumns", "rescue", "failOnNewColumns", "none", "addNewColumnsWithTypeWidening"]
 IncrementalListing = Literal["auto", "true", "false"]
 
 #: Columns that every table filled from files ends with: name, type, comment.
@@ -171,7 +171,9 @@ class FileStreamOptions:
     """Auto Loader's options, in snake_case. An unknown option is an error.
 
     Attributes:
-        schema_evolution_mode: `addNewColumns` adds unknown columns to the table in the same run; `rescue` never
+        schema_evolution_mode: `addNewColumns` adds unknown columns to the table in the same run;
+            `addNewColumnsWithTypeWidening` also widens a column whose type can't hold a Parquet file's (INT to BIGINT;
+            see `lakehouse.types.wider`), for which that batch's commit writes the whole table anew; `rescue` never
             changes the table and puts them into the rescued data column. In the next two the contract's columns are the
             table's from its beginning (the first files' columns if the contract has none): `failOnNewColumns` refuses
             a batch with a file that has others, until the contract, the mode or the file is changed; `none` ignores
@@ -465,7 +467,7 @@ class FileStream:
         self._check_options_of_format()
         options = self.options
         mode = options.schema_evolution_mode
-        if mode != "addNewColumns" and not options.include_existing_files and not self.contract.columns:
+        if not mode.startswith("addNewColumns") and not options.include_existing_files and not self.contract.columns:
             raise OptionError(
                 f"include_existing_files=False with schema_evolution_mode={mode!r} needs a contract with columns, for "
                 f"no file gives any to the table. Declare columns of stream {self.name!r}, or use "

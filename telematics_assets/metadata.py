@@ -114,8 +114,16 @@ def load_metadata(engine: Engine, stream: FileStream, report: IngestReport) -> d
             [{"path": file.path, "state": file.state, "reason": file.reason} for file in skipped]
         )
     changes = [change for batch in report.batches for change in batch.schema_changes]
-    if changes:
-        metadata["columns_added"] = listing([{"column": change.column, "type": change.type} for change in changes])
+    added = [change for change in changes if change.previous is None]
+    if added:
+        metadata["columns_added"] = listing([{"column": change.column, "type": change.type} for change in added])
+    widened = [
+        {"column": change.column, "from": change.previous, "to": change.type}
+        for change in changes
+        if change.previous is not None
+    ]
+    if widened:
+        metadata["columns_widened"] = listing(widened)
     table = engine.names.bronze(stream.table)
     if report.table_version is not None:
         metadata["delta_version"] = report.table_version

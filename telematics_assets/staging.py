@@ -38,7 +38,7 @@ from telematics_assets.errors import (
     VolumeError,
 )
 from telematics_assets.lakehouse.ddl import holdable
-from telematics_assets.lakehouse.types import delta_type, fits, storable
+from telematics_assets.lakehouse.types import delta_type, fits, storable, wider
 
 if TYPE_CHECKING:
     from telematics_assets.catalog import FileStream
@@ -222,7 +222,8 @@ def _parquet_problem(source: _Steady, stream: FileStream, target: str) -> str | 
     for column in declared_fields(stream, held).values():
         if column.name in names and column.name not in folders:
             given = schema.field(column.name).type
-            if not fits(given, column.type):
+            widens = stream.options.schema_evolution_mode == "addNewColumnsWithTypeWidening"
+            if not fits(given, column.type) and not (widens and wider(column.type, given)):
                 return f"column {column.name!r} is {given} in the file, and the stream says {delta_type(column.type)}"
     return None
 

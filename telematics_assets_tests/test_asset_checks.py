@@ -241,3 +241,32 @@ def _table(evaluation: dg.AssetCheckEvaluation, name: str) -> list[Any]:
     value = evaluation.metadata[name]
     assert isinstance(value, dg.TableMetadataValue)
     return [record.data for record in value.records]
+
+
+@pytest.mark.parametrize(
+    ("mode", "found", "passes"),
+    [
+        ("addNewColumnsWithTypeWidening", "BIGINT", True),
+        ("addNewColumnsWithTypeWidening", "DECIMAL(12,2)", True),
+        ("addNewColumnsWithTypeWidening", "SMALLINT", False),
+        ("addNewColumnsWithTypeWidening", "ARRAY<INT>", False),
+        ("addNewColumns", "BIGINT", False),
+    ],
+)
+def test_a_contract_allows_a_wider_type_only_where_the_stream_widens(
+    mode: str, found: str, passes: bool, instance: dg.DagsterInstance
+) -> None:
+    class Retyped(MemoryEngine):
+        def state(self, table: TableName) -> TableState | None:
+            state = super().state(table)
+            if state is None:
+                return None
+            retyped = [replace(c, type=found) if c.name == "engine_rpm" else c for c in state.columns]
+            return replace(state, columns=tuple(retyped))
+
+    engine = Retyped()
+    engine.volume.put("parquet/a.parquet", parquet_points())
+    stream = TELEMATICS.with_options(schema_evolution_mode=mode)
+    defs = build_definitions(streams=(stream,), engine=engine, landing=engine.volume)
+    result = defs.resolve_job_def("load_telematics").execute_in_process(instance=instance, raise_on_error=False)
+    assert ("contract" in _failed(result)) != passes

@@ -73,6 +73,18 @@ def test_quarantined_files_and_new_columns_are_listed() -> None:
     assert added.data == {"column": "tyre_pressure_bar", "type": "DOUBLE"}
 
 
+def test_widened_columns_are_listed_with_both_types() -> None:
+    engine = MemoryEngine()
+    stream = TELEMATICS.with_options(schema_evolution_mode="addNewColumnsWithTypeWidening")
+    engine.volume.put("parquet/a.parquet", parquet_points(1, cell=pa.array([1], pa.int16())))
+    assert "columns_widened" not in loaded(engine, stream)
+    engine.volume.put("parquet/b.parquet", parquet_points(1, cell=pa.array([70_000], pa.int32())))
+    metadata = loaded(engine, stream)
+    (widened,) = metadata["columns_widened"].records
+    assert widened.data == {"column": "cell", "from": "SMALLINT", "to": "INT"}
+    assert "columns_added" not in metadata
+
+
 def test_an_empty_load_has_neither_batches_nor_a_picture() -> None:
     engine = MemoryEngine()
     assert loaded(engine, TELEMATICS)["rows"] == 0

@@ -469,3 +469,15 @@ def test_a_text_file_that_contradicts_its_path_is_refused(data: bytes, samples: 
     format = "json" if data.startswith(b"{") else "csv"
     report = stage_below("day=2026-01-31/hour=7", data, format, samples, volume)
     assert "column 'hour' has values that differ from the folder hour=" in refusal(report)
+
+
+@pytest.mark.parametrize(("kind", "lands"), [(pa.int64(), True), (pa.float64(), True), (pa.string(), False)])
+def test_a_file_with_a_wider_type_lands_where_the_stream_widens(
+    kind: pa.DataType, lands: bool, samples: Path, volume: MemoryVolume
+) -> None:
+    contract = TableContract("One row per reading.", (Column("v", "INT", "A value."),))
+    narrow = FileStream("wide", "parquet", "parquet", "wide", contract)
+    wide = narrow.with_options(schema_evolution_mode="addNewColumnsWithTypeWidening")
+    data = parquet_of(pa.table({"v": pa.array([1]).cast(kind)}))
+    assert "and the stream says INT" in refusal(stage_one(data, narrow, samples, volume))
+    assert bool(stage_one(data, wide, samples, volume).staged) == lands

@@ -131,14 +131,15 @@ class Result:
         batch_id: The batch.
         attempt: Id of the attempt.
         files: One entry per file of the plan.
-        added: Columns that the attempt added to the table: name and Delta type.
+        added: Columns that the attempt added to the table: name and Delta type; of one that it widened, its former type
+            too.
         schema: Columns of the table as the attempt wrote it: name and Delta type.
     """
 
     batch_id: int
     attempt: str
     files: tuple[FileResult, ...]
-    added: tuple[tuple[str, str], ...]
+    added: tuple[tuple[str, ...], ...]
     schema: tuple[tuple[str, str], ...]
 
 
@@ -301,7 +302,7 @@ class Checkpoint:
             document["batch_id"],
             document["attempt"],
             tuple(FileResult(*entry) for entry in document["files"]),
-            tuple((name, type_) for name, type_ in document["added"]),
+            tuple(tuple(change) for change in document["added"]),
             tuple((name, type_) for name, type_ in document["schema"]),
         )
 

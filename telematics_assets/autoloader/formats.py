@@ -150,7 +150,7 @@ def _read_text(
     options = stream.options
     is_json = stream.format == "json"
     typing = Typing(target, options.rescued_data_column, file_path, is_json=is_json)
-    guesses = options.infer_column_types and options.schema_evolution_mode in ("addNewColumns", "failOnNewColumns")
+    guesses = options.infer_column_types and options.schema_evolution_mode not in ("rescue", "none")
     known: set[str] = set()
     unknown: list[str] = []
 

@@ -536,7 +536,9 @@ class StreamLoader:
             )
         since = table.commits(recorded)
         for commit in since:
-            if commit.removes_data:
+            # Rows that a widening of this stream wrote anew went nowhere.
+            widening = commit.rewritten is not None and metadata.stream_id in commit.transactions
+            if commit.removes_data and not widening:
                 raise TableMovedError(
                     f"Rows of {self._name} were removed by somebody else: version {commit.version}, operation "
                     f"{commit.operation}. The stream's ledger no longer describes the table. If that is what you want, "
@@ -834,7 +836,7 @@ def _batch_report(plan: Plan, result: Result, table_version: int, recovered: boo
             for file in result.files
             if file.state in ("SKIPPED_CORRUPTED", "SKIPPED_MISSING")
         ),
-        schema_changes=tuple(SchemaChange(name, type_) for name, type_ in result.added),
+        schema_changes=tuple(SchemaChange(*change) for change in result.added),
         recovered=recovered,
     )
 

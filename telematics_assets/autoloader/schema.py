@@ -24,7 +24,7 @@ from telematics_assets.catalog import (
 )
 from telematics_assets.errors import SchemaError
 from telematics_assets.lakehouse.ddl import Hint, holdable
-from telematics_assets.lakehouse.types import arrow_of, arrow_type, delta_type, storable
+from telematics_assets.lakehouse.types import arrow_of, arrow_type, delta_type, storable, wider
 
 #: Columns of one table, the loader's own included. Files may have more: those beyond are rescued.
 MAX_COLUMNS = 2_000
@@ -47,8 +47,9 @@ def resolve(
     they name it; else, of several with one name, the first that can be held decides.
 
     Args:
-        stream: The stream; `addNewColumns` evolves an existing table, `rescue` and `none` never do, and
-            `failOnNewColumns` adds what the contract declares or a hint names by now, and refuses the rest.
+        stream: The stream; `addNewColumns` evolves an existing table, `rescue` and `none` never do,
+            `failOnNewColumns` adds what the contract declares or a hint names by now, and refuses the rest, and
+            `addNewColumnsWithTypeWidening` also widens columns that can't hold a file's.
         table_schema: The table as it is, or None if it is to be created.
         found: Names and types of the files' columns, in the order of files; the type is None in text files of which
             no types are inferred.
@@ -56,12 +57,13 @@ def resolve(
 
     Returns:
         For a table to be created all its data columns: the contract's in order, then hinted, partition and found ones.
-        For an existing table the columns to add to it.
+        For an existing table the columns to add to it, and the ones that get a wider type (see `evolved`).
 
     Raises:
         SchemaError: In mode `failOnNewColumns`, if an existing table would need a column that is not declared.
     """
     mode = stream.options.schema_evolution_mode
+    widens = mode == "addNewColumnsWithTypeWidening"
     types: dict[str, pa.DataType] = {}
     for name, file_type in found:
         held = pa.string() if file_type is None else storable(file_type)
@@ -73,12 +75,21 @@ def resolve(
         taken = {name.lower() for name in (*stream.own_columns, *declared)}
         if stream.contract.columns and mode in ("failOnNewColumns", "none"):
             return columns
-    elif mode in ("addNewColumns", "failOnNewColumns"):
+    elif widens or mode in ("addNewColumns", "failOnNewColumns"):
         columns = []
         taken = {name.lower() for name in (*stream.own_columns, *table_schema.names)}
     else:
         return []
-    for name, _ in found:
+    known = pa.schema(columns if table_schema is None else table_schema)
+    filled = {*stream.own_columns, *stream.options.partition_names}
+    for name, file_type in found:
+        at = known.get_field_index(name) if widens and name not in filled else -1
+        if at >= 0 and file_type is not None:
+            wide = wider(known.field(at).type, file_type)
+            if wide is not None:
+                columns = list(evolved(pa.schema(columns), [known.field(at).with_type(wide)]))
+                known = evolved(known, columns)
+            continue
         if len(taken) >= MAX_COLUMNS:
             break
         if name.lower() in taken or not holdable(name):
@@ -86,6 +97,7 @@ def resolve(
         field = declared.get(name) or (pa.field(name, types[name]) if name in types else None)
         if field is not None:
             columns.append(field)
+            known = known.append(field)
             taken.add(name.lower())
     if table_schema is None or mode != "failOnNewColumns":
         return columns
@@ -136,6 +148,26 @@ def _hinted(hints: Sequence[Hint], given: pa.DataType | None) -> pa.DataType:
     known = {child.name: child.type for child in children if child.name in inside or child.name.lower() not in lowered}
     types = {**known, **{name: _hinted(deeper, known.get(name)) for name, deeper in inside.items()}}
     return pa.struct([pa.field(name, kind) for name, kind in types.items()])
+
+
+def evolved(schema: pa.Schema, fields: Sequence[pa.Field]) -> pa.Schema:
+    """A schema with other columns: in place of the one with their name, or behind all."""
+    for field in fields:
+        at = schema.get_field_index(field.name)
+        schema = schema.append(field) if at < 0 else schema.set(at, field)
+    return schema
+
+
+def changes(before: pa.Schema, after: pa.Schema) -> tuple[tuple[str, ...], ...]:
+    """What evolved: name and Delta type of each new column, and of each wider one, with the type that it had."""
+    found: list[tuple[str, ...]] = []
+    for field in after:
+        at = before.get_field_index(field.name)
+        if at < 0:
+            found.append((field.name, delta_type(field.type)))
+        elif field.type != before.field(at).type:
+            found.append((field.name, delta_type(field.type), delta_type(before.field(at).type)))
+    return tuple(found)
 
 
 def table_schema(stream: FileStream, data_fields: Sequence[pa.Field]) -> pa.Schema:
@@ -205,4 +237,13 @@ def _field(name: str, kind: pa.DataType, comment: str) -> pa.Field:
     return pa.field(name, kind, metadata={"comment": comment})
 
 
-__all__ = ["MAX_COLUMNS", "holdable", "lost_own_fields", "reader_schema", "resolve", "table_schema"]
+__all__ = [
+    "MAX_COLUMNS",
+    "changes",
+    "evolved",
+    "holdable",
+    "lost_own_fields",
+    "reader_schema",
+    "resolve",
+    "table_schema",
+]

@@ -109,15 +109,17 @@ class SkippedFile:
 
 @dataclass(frozen=True, slots=True)
 class SchemaChange:
-    """A column that a batch added to the table.
+    """A column that a batch added to the table, or widened.
 
     Attributes:
         column: Its name.
         type: Its Delta type in SQL spelling.
+        previous: The type that it had; None if it is new.
     """
 
     column: str
     type: str
+    previous: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class BatchReport:
         rows_rescued: Rows with something in the rescued data column.
         rows_corrupt: Rows whose record could not be parsed.
         skipped: Files that brought no rows.
-        schema_changes: Columns added.
+        schema_changes: Columns added or widened.
         recovered: Whether an earlier process had committed it and this one only published that.
     """
 

@@ -29,7 +29,14 @@ from telematics_assets.autoloader.formats import Columns, file_columns, read_fil
 from telematics_assets.autoloader.inference import Sample
 from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, StreamLoader
 from telematics_assets.autoloader.ordered import ahead
-from telematics_assets.autoloader.schema import lost_own_fields, reader_schema, resolve, table_schema
+from telematics_assets.autoloader.schema import (
+    changes,
+    evolved,
+    lost_own_fields,
+    reader_schema,
+    resolve,
+    table_schema,
+)
 from telematics_assets.catalog import (
     BATCH_ID,
     CORRUPT_RECORD,
@@ -66,7 +73,7 @@ from telematics_assets.errors import (
 )
 from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse
-from telematics_assets.lakehouse.types import delta_type, statistics_columns
+from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, delta_type, statistics_columns
 from telematics_assets.settings import Settings
 from telematics_assets.volumes.base import FileEntry, Volume
 from telematics_assets.volumes.local import LocalVolume
@@ -295,7 +302,7 @@ class _Writer:
         own = [column for column in schema if column.name in stream.own_columns and column.name not in lines]
         data = [column for column in schema if column.name not in stream.own_columns]
         statistics = statistics_columns([*data[:STATISTICS_COLUMNS], *own])
-        properties = {**properties, "delta.dataSkippingStatsColumns": statistics}
+        properties = {**properties, STATISTICS_PROPERTY: statistics}
         return self._lakehouse.create(name, schema, stream.contract.comment, properties)
 
     def _columns(self, stream: FileStream, files: tuple[FileEntry, ...]) -> Columns:
@@ -332,7 +339,9 @@ class _Writer:
         info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
 
         def commit(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Commit:
-            return table.append(schema, batches, stream_id, plan.batch_id, info)
+            widened = any(had for _, _, *had in changes(table.schema, schema))
+            write = table.widen if widened else table.append
+            return write(schema, batches, stream_id, plan.batch_id, info)
 
         return self._written(stream, table.schema, plan, attempt, commit, publish, on_step, progress)
 
@@ -371,9 +380,7 @@ class _Writer:
         known = _Attempt(new_fields=lost_own_fields(stream, base))
         on_step("reading")
         while True:
-            schema = base
-            for column in known.new_fields:
-                schema = schema.append(column)
+            schema = evolved(base, known.new_fields)
             rows = _Rows(self._volume, stream, base, schema, plan, attempt, known, publish, on_step, progress)
             try:
                 return commit(schema, ahead(_gathered(rows, schema), BATCHES_AHEAD))
@@ -431,14 +438,13 @@ class _Rows:
             self._progress(Progress("read", file.path, number, total, rows))
         if self._wider:
             raise _RestartError
-        added = [self._schema.field(i) for i in range(len(self._table), len(self._schema))]
         self._progress(Progress("commit", f"committing {rows} rows of batch {self._plan.batch_id}", total, total, rows))
         self._publish(
             Result(
                 self._plan.batch_id,
                 self._attempt,
                 tuple(results),
-                tuple((f.name, delta_type(f.type)) for f in added),
+                changes(self._table, self._schema),
                 tuple((f.name, delta_type(f.type)) for f in self._schema),
             )
         )
@@ -512,9 +518,7 @@ class _Rows:
         )
 
     def _learn(self, file: FileEntry, found: Columns) -> None:
-        schema = self._table
-        for column in self._known.new_fields:
-            schema = schema.append(column)
+        schema = evolved(self._table, self._known.new_fields)
         fields = resolve(self._stream, schema, found, file.path)
         if fields:
             self._known.new_fields += fields

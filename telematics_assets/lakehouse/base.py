@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: Table properties that tie a table to the stream that fills it.
 STREAM_ID_PROPERTY = "telematics.streamId"
 STREAM_NAME_PROPERTY = "telematics.stream"
+#: Text of the commit info: how many rows a commit wrote anew beside those that it added.
+REWRITTEN_INFO = "telematics.rewrittenRows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Commit:
         files: Data files added.
         bytes: Bytes added.
         removes_data: Whether rows went away (delete, overwrite, restore, merge; not compaction).
+        rewritten: Rows that `Table.widen` wrote anew; they aren't among `rows`. None for every other commit.
     """
 
     version: int
@@ -42,6 +45,7 @@ class Commit:
     files: int = 0
     bytes: int = 0
     removes_data: bool = False
+    rewritten: int | None = None
 
 
 class Table(Protocol):
@@ -136,6 +140,26 @@ class Table(Protocol):
         Raises:
             CommitConflictError: If another writer was first; nothing of this commit is in the table.
             TableUnsupportedError: If the table refuses to lose rows (`delta.appendOnly`).
+        """
+        ...
+
+    def widen(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+    ) -> Commit:
+        """Append as `append` does, and widen columns, in ONE commit: the rows that are there are written anew.
+
+        Readers see the table before or after it, and older versions as they were. Identity, properties and comments
+        stay.
+
+        Args:
+            schema: As for `append`; columns may have a wider type (`types.wider`).
+            batches: The new rows, in these types.
+            app_id: The application.
+            version: Its new position.
+            info: Texts for the commit info.
+
+        Raises:
+            CommitConflictError: If anybody committed since the handle was opened.
         """
         ...
 

@@ -34,9 +34,9 @@ from telematics_assets.errors import (
     TableUnsupportedError,
     VolumeUnavailableError,
 )
-from telematics_assets.lakehouse.base import Commit
+from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit
 from telematics_assets.lakehouse.stores import LocalStore, ObjectTableStore, TableStore
-from telematics_assets.lakehouse.types import storable
+from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, has_true_statistics, storable, wider
 from telematics_assets.volumes.local import sync_folder, translate
 
 #: Size at which a new data file of the same commit is begun.
@@ -196,12 +196,70 @@ class DeltaLakeTable:
         self._refuse_casts(pa.schema([]), schema)
         return self._write(schema, batches, positions, info, overwrite=True)
 
+    def widen(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+    ) -> Commit:
+        """See `Table.widen`."""
+        if self.properties.get("delta.appendOnly", "").lower() == "true":
+            raise TableUnsupportedError(
+                f"{self._name} has the property delta.appendOnly, so its rows can't be written anew with wider types. "
+                "Unset it, or use schema_evolution_mode='addNewColumns', which rescues what does not fit."
+            )
+        # delta-rs has no type widening, which would leave old files as they are; other readers have none either.
+        self._refuse_casts(self.schema, schema, widened=True)
+        self._keep_statistics_true(schema)
+        here = self.count()
+        with self._asking():
+            rows = self._store.scan(self._handle, self._path)
+        info = {**info, REWRITTEN_INFO: str(here)}
+        anew = self._anew(rows, schema, here)
+        return self._write(schema, batches, {app_id: version}, info, anew, overwrite=True)
+
+    def _keep_statistics_true(self, schema: pa.Schema) -> None:
+        """Take columns out of the property for statistics whose statistics would be false in their new type.
+
+        An overwrite can't change properties, so it is a commit before it; a crash in between leaves a table that only
+        has fewer statistics. Writing none is not enough: deltalake's Arrow dataset skips files whose named columns have
+        no bounds.
+        """
+        named = self.properties.get(STATISTICS_PROPERTY, "").split(",")
+        false = {field.name for field in schema if not has_true_statistics(field)}
+        kept = [name for name in named if name not in false]
+        if len(kept) == len(named):
+            return
+        before = self.version
+        self.set_property(STATISTICS_PROPERTY, ",".join(kept))
+        if self.version != before + 1:
+            raise CommitConflictError(
+                f"Another writer committed to {self._name} version {before + 1} first, which is not verified yet. "
+                "No rows were changed; run again."
+            )
+
+    def _anew(self, rows: pl.LazyFrame, schema: pa.Schema, expected: int) -> Iterator[pa.RecordBatch]:
+        """The rows that are there, in the schema's types; every cast is exact or fails."""
+        mine = self.schema
+        before = pa.schema([mine.field(field.name) for field in schema if field.name in mine.names])
+        count = 0
+        for part in self._store.stream(rows.select(before.names)):
+            table = part.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(before)
+            count += table.num_rows
+            columns = [
+                table[f.name].cast(f.type) if f.name in before.names else pa.nulls(len(table), f.type) for f in schema
+            ]
+            yield from pa.table(columns, schema=schema).to_batches()
+        if count != expected:
+            raise TableError(
+                f"{self._name} has {expected} rows by its log, but {count} were read to write them anew. Nothing was "
+                "changed. Keep the table as it is and report this."
+            )
+
     def _write(
         self,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
         positions: Mapping[str, int],
         info: Mapping[str, str],
+        anew: Iterable[pa.RecordBatch] = (),
         *,
         overwrite: bool,
     ) -> Commit:
@@ -215,6 +273,7 @@ class DeltaLakeTable:
                 for batch in batches:
                     rows += batch.num_rows
                     yield batch
+                yield from anew
             except GeneratorExit:
                 # delta-rs gave up for a reason of its own, which it raises itself.
                 raise
@@ -263,6 +322,8 @@ class DeltaLakeTable:
             raise _conflict(self._name, error) from error
         except (DeltaError, OSError) as error:
             raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
+        # A log entry on disk behind one that is not would be a table that nobody can open.
+        self.make_durable(Commit(self.version, "SET TBLPROPERTIES"))
 
     def sources(self) -> pa.Table:
         """See `Table.sources`."""
@@ -367,10 +428,12 @@ class DeltaLakeTable:
                 "restore them from a copy, or start the stream anew (telematics reset)."
             ) from error
 
-    def _refuse_casts(self, mine: pa.Schema, schema: pa.Schema) -> None:
+    def _refuse_casts(self, mine: pa.Schema, schema: pa.Schema, *, widened: bool = False) -> None:
         for field in schema:
             index = mine.get_field_index(field.name)
             stored = mine.field(index).type if index >= 0 else storable(field.type)
+            if widened and stored is not None and wider(stored, field.type) == field.type:
+                continue
             if stored is None or not _same_storage(field.type, stored):
                 raise SchemaError(
                     f"Column {field.name!r} of {self._name} is {stored or 'no type'}, the rows have {field.type}. "
@@ -395,8 +458,9 @@ class DeltaLakeTable:
                 rows += int(json.loads(action["add"].get("stats") or "{}").get("numRecords", 0))
             elif "remove" in action and action["remove"].get("dataChange", True):
                 removes = True
+        rewritten = int(info[REWRITTEN_INFO]) if info.get(REWRITTEN_INFO, "").isdecimal() else None
         removes = removes or operation.upper() in ("RESTORE", "TRUNCATE")
-        return Commit(version, operation, info, transactions, rows, files, size, removes)
+        return Commit(version, operation, info, transactions, rows - (rewritten or 0), files, size, removes, rewritten)
 
     def _actions(self, version: int) -> list[dict[str, Any]]:
         path = self._log_path(version)

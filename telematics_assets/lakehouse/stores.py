@@ -12,7 +12,7 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 #: A log entry that no reader and no writer can handle.
 _SHUT = b'{"protocol":{"minReaderVersion":99,"minWriterVersion":99}}\n'
+#: Rows of a piece of a whole table, and its values: a wide table comes in pieces of fewer rows.
+STREAM_ROWS = 65_536
+STREAM_VALUES = 4 << 20
 
 
 class TableStore(Protocol):
@@ -92,6 +95,10 @@ class TableStore(Protocol):
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """The result of what `scan` gave."""
+        ...
+
+    def stream(self, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+        """The result of what `scan` gave, piece by piece in bounded memory."""
         ...
 
     def explain(self, error: Exception, path: str) -> Exception | None:
@@ -184,6 +191,10 @@ class LocalStore:
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """See `TableStore.collect`."""
         return frame.collect(engine="streaming")
+
+    def stream(self, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+        """See `TableStore.stream`."""
+        return pieces(frame)
 
     def explain(self, error: Exception, path: str) -> Exception | None:
         """See `TableStore.explain`."""
@@ -278,6 +289,11 @@ class ObjectTableStore:
         with self._objects.translating(self._url):
             return frame.collect(engine="streaming")
 
+    def stream(self, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+        """See `TableStore.stream`."""
+        with self._objects.translating(self._url):
+            yield from pieces(frame)
+
     def explain(self, error: Exception, path: str) -> Exception | None:
         """See `TableStore.explain`."""
         return self._objects.translate(error, path) if self._objects.is_of_a_store(error) else None
@@ -333,3 +349,9 @@ def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None) -> pl.La
         storage_options=options,
         credential_provider=None,
     )
+
+
+def pieces(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """The result of what `scan` gave, piece by piece; see `TableStore.stream`."""
+    rows = min(STREAM_ROWS, max(1, STREAM_VALUES // len(frame.collect_schema())))
+    return iter(frame.collect_batches(chunk_size=rows, lazy=True, engine="streaming"))

@@ -75,6 +75,8 @@ _DAY_S = 86_400
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
 _EXACT_STATISTICS_DIGITS = 15
+#: The table property that names the columns with statistics.
+STATISTICS_PROPERTY = "delta.dataSkippingStatsColumns"
 
 
 def arrow_type(delta: str) -> pa.DataType:
@@ -194,6 +196,8 @@ def fits(file_type: pa.DataType, table_type: pa.DataType) -> bool:
     if pa.types.is_decimal(file_type) and pa.types.is_decimal(table_type):
         whole = file_type.precision - file_type.scale
         return bool(file_type.scale <= table_type.scale and whole <= table_type.precision - table_type.scale)
+    if pa.types.is_date32(file_type) and table_type == _TIMESTAMP_NTZ:
+        return True
     if _is_list(file_type) and _is_list(table_type):
         return fits(file_type.value_type, table_type.value_type)
     if pa.types.is_map(file_type) and pa.types.is_map(table_type):
@@ -216,6 +220,64 @@ def _integer_fits(file_type: pa.DataType, table_type: pa.DataType) -> bool:
     if table_type in _FLOATS:
         return bits <= _FLOATS[table_type]
     return bool(pa.types.is_decimal(table_type) and digits <= table_type.precision - table_type.scale)
+
+
+def wider(table_type: pa.DataType, file_type: pa.DataType) -> pa.DataType | None:
+    """The least type to which Delta lets a column be widened so that it holds a file's column too.
+
+    Integers widen to larger ones, to DECIMAL, and up to INT to DOUBLE; FLOAT to DOUBLE; DECIMAL to one with more digits
+    before or behind the point; DATE to TIMESTAMP_NTZ; and so do the values within lists, maps and structs.
+
+    Args:
+        table_type: The type of the table's column.
+        file_type: The type in the file.
+
+    Returns:
+        None if the column holds the file's already, or if no such type does.
+    """
+    held = storable(file_type)
+    joined = None if held is None else _joined(table_type, held)
+    return None if joined == table_type else joined
+
+
+def _joined(mine: Any, other: Any) -> Any | None:
+    if fits(other, mine):
+        return mine
+    if mine in _INTEGERS and other in _INTEGERS:
+        return other
+    if pa.types.is_decimal(other) or pa.types.is_decimal(mine):
+        return _joined_decimal(mine, other)
+    small = {pa.int8(), pa.int16(), pa.int32()}
+    if (mine in small and other in _FLOATS) or (mine == pa.float32() and other in {*small, pa.float64()}):
+        return pa.float64()
+    if pa.types.is_date32(mine) and other == _TIMESTAMP_NTZ:
+        return other
+    if _is_list(mine) and _is_list(other):
+        value = _joined(mine.value_type, other.value_type)
+        return None if value is None else pa.list_(mine.value_field.with_type(value))
+    if pa.types.is_map(mine) and pa.types.is_map(other):
+        key, item = _joined(mine.key_type, other.key_type), _joined(mine.item_type, other.item_type)
+        return None if key is None or item is None else pa.map_(key, item)
+    if pa.types.is_struct(mine) and pa.types.is_struct(other):
+        theirs = {child.name: child.type for child in _children(other)}
+        if not theirs.keys() <= {child.name for child in _children(mine)}:
+            return None
+        fields = [(child, _joined(child.type, theirs.get(child.name, child.type))) for child in _children(mine)]
+        return None if any(kind is None for _, kind in fields) else pa.struct([f.with_type(kind) for f, kind in fields])
+    return None
+
+
+def _joined_decimal(mine: Any, other: Any) -> Any | None:
+    whole = scale = 0
+    for kind in (mine, other):
+        if pa.types.is_decimal(kind):
+            whole, scale = max(whole, kind.precision - kind.scale), max(scale, kind.scale)
+        elif kind in _INTEGERS:
+            # Delta asks for this many digits, also of small integers.
+            whole = max(whole, 20 if kind == pa.int64() else 10)
+        else:
+            return None
+    return pa.decimal128(whole + scale, scale) if whole + scale <= MAX_DIGITS else None
 
 
 def plain(array: pa.Array) -> pa.Array:
@@ -316,10 +378,13 @@ def statistics_columns(fields: Iterable[Any]) -> str:
     Args:
         fields: The fields of the table at its creation.
     """
-    return ",".join(
-        field.name
-        for field in fields
-        if _PLAIN_NAME.fullmatch(field.name)
+    return ",".join(field.name for field in fields if has_true_statistics(field))
+
+
+def has_true_statistics(field: Any) -> bool:
+    """Whether that property can name a field, and what delta-rs then writes of it is true."""
+    return bool(
+        _PLAIN_NAME.fullmatch(field.name)
         and not pa.types.is_nested(field.type)
         and not (pa.types.is_decimal(field.type) and field.type.precision > _EXACT_STATISTICS_DIGITS)
     )

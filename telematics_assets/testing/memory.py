@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, Names, TableName
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import CommitConflictError
-from telematics_assets.lakehouse.base import Commit
+from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit
 from telematics_assets.volumes.memory import MemoryVolume
 
 
@@ -120,15 +120,37 @@ class MemoryTable:
         info: Mapping[str, str],
     ) -> Commit:
         """See `Table.overwrite`."""
+        return self._as_next(schema, batches, positions, info)
+
+    def widen(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+    ) -> Commit:
+        """See `Table.widen`."""
+        # Rows that are there get the newest types when they are read.
+        return self._as_next(schema, batches, {app_id: version}, info, rewritten=self.count())
+
+    def _as_next(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+        rewritten: int | None = None,
+    ) -> Commit:
         part = pa.Table.from_batches(batches, schema)
         with self._lock:
             number = self._version + 1
             if len(self._store.commits) != number:
                 raise CommitConflictError(f"Another writer committed to {self._name} first; run again.")
-            rows = part.num_rows
             removes = self.count() > 0
-            commit = Commit(number, "WRITE", dict(info), dict(positions), rows, int(rows > 0), part.nbytes, removes)
-            self._store.overwrites.append(number)
+            if rewritten is None:
+                self._store.overwrites.append(number)
+            else:
+                info = {**info, REWRITTEN_INFO: str(rewritten)}
+            rows = part.num_rows
+            commit = Commit(
+                number, "WRITE", dict(info), dict(positions), rows, int(rows > 0), part.nbytes, removes, rewritten
+            )
             self._add(commit, part, schema=schema)
             self._version = number
         return commit

@@ -22,6 +22,7 @@ from telematics_assets.lakehouse.types import (
     plain,
     statistics_columns,
     storable,
+    wider,
 )
 
 US_UTC = pa.timestamp("us", "UTC")
@@ -227,6 +228,47 @@ def test_a_wider_column_takes_a_narrower_one(file_type: pa.DataType, table_type:
 @pytest.mark.parametrize(("file_type", "table_type"), LOSSY, ids=str)
 def test_a_column_never_takes_what_it_could_change(file_type: pa.DataType, table_type: pa.DataType) -> None:
     assert not fits(file_type, table_type)
+
+
+WIDER = [
+    (pa.int8(), pa.uint8(), pa.int16()),
+    (pa.int32(), pa.decimal128(5, 2), pa.decimal128(12, 2)),
+    (pa.int8(), pa.decimal128(5, 2), pa.decimal128(12, 2)),
+    (pa.int64(), pa.decimal128(5, 2), pa.decimal128(22, 2)),
+    (pa.decimal128(5, 2), pa.int64(), pa.decimal128(22, 2)),
+    (pa.decimal128(5, 2), pa.decimal256(7, 3), pa.decimal128(7, 3)),
+    (pa.int32(), pa.float16(), pa.float64()),
+    (pa.date32(), pa.timestamp("ns"), pa.timestamp("us")),
+    (
+        pa.struct([("a", pa.int8()), ("b", pa.string())]),
+        pa.struct([("a", pa.int16())]),
+        pa.struct([("a", pa.int16()), ("b", pa.string())]),
+    ),
+    (pa.int64(), pa.int32(), None),
+    (pa.int64(), pa.float64(), None),
+    (pa.float64(), pa.int64(), None),
+    (pa.float64(), pa.decimal128(5, 2), None),
+    (pa.decimal128(38, 2), pa.decimal128(38, 3), None),
+    (pa.decimal128(5, 2), pa.float64(), None),
+    (pa.date32(), US_UTC, None),
+    (pa.string(), pa.int64(), None),
+    (pa.bool_(), pa.int8(), None),
+    (pa.int32(), pa.time32("s"), None),
+    (pa.int32(), pa.null(), None),
+    (pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int8()), ("b", pa.int8())]), None),
+    (pa.list_(pa.int8()), pa.list_(pa.string()), None),
+]
+
+
+@pytest.mark.parametrize(("table_type", "file_type", "expected"), WIDER, ids=str)
+def test_a_column_is_widened_as_delta_allows_and_no_further(
+    table_type: pa.DataType, file_type: pa.DataType, expected: pa.DataType | None
+) -> None:
+    found = wider(table_type, file_type)
+    assert found == expected
+    if found is not None:
+        assert fits(file_type, found)
+        assert fits(table_type, found)
 
 
 def test_delta_rs_would_cut_a_fraction_without_a_word(tmp_path: Path) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
+import obstore
+import pyarrow as pa
 import pytest
 
 from telematics_assets.autoloader.loader import STEPS
 from telematics_assets.autoloader.refresh import REFRESH_STEPS
+from telematics_assets.catalog import FileStream, Names, TableContract
 from telematics_assets.engines.base import IngestRequest
 from telematics_assets.errors import TransientError
+from telematics_assets.testing import parquet_bytes
+from telematics_assets.volumes.objects import open_store
 from telematics_assets_tests.exactly_once.test_kills import FIRST_TIME, Killed, elsewhere, kill, stop_at
 from telematics_assets_tests.stores import servers
-from telematics_assets_tests.stores.books import STREAM, books, engine_of, land
+from telematics_assets_tests.stores.books import LOCATION, STREAM, books, engine_of, land
 
 REFRESH = IngestRequest(full_refresh=True)
 
@@ -79,3 +84,29 @@ def test_on_s3_a_load_that_dies_at_one_step_after_the_other_is_finished_by_the_n
         load(place, stop_at(step, 1, kill))
     load(place)
     assert_exactly_once(place, 30 * len(STEPS))
+
+
+@pytest.mark.parametrize("step", ["reading", "results_published", "table_committed"])
+def test_a_widening_that_dies_is_finished_by_the_next(step: str) -> None:
+    place = servers.s3()
+    wide = {"schema_evolution_mode": "addNewColumnsWithTypeWidening"}
+    stream = FileStream("w", "parquet", "parquet", "w", TableContract("Rows."), wide)  # type: ignore[arg-type]
+    store = open_store(place)
+
+    def land_parquet(name: str, values: pa.Array) -> None:
+        obstore.put(
+            store,
+            f"{LOCATION[1:]}/parquet/{name}",
+            parquet_bytes({"n": values, "m": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int8()))}),
+        )
+
+    land_parquet("a", pa.array([1], pa.int32()))
+    engine_of(place).ingest(stream)
+    land_parquet("b", pa.array([2**40]))
+    with pytest.raises(Killed):
+        engine_of(place, on_step=stop_at(step, 1, kill)).ingest(stream)
+    engine = engine_of(place)
+    engine.ingest(stream)
+    assert sorted(engine.read(Names().bronze("w"), ["n"])["n"].to_pylist()) == [1, 2**40]
+    assert all(b.expected_rows == b.added_rows for b in engine.balance(stream, 0))
+    assert engine_of(place).ingest(stream).batches == ()
