@@ -5,10 +5,10 @@ Does not belong here: deciding what fits (`lakehouse/types.py`), JSON files (the
 
 How values look: integers and decimals with all their digits; floating-point numbers as the shortest text that reads
 back as the same number; `NaN`, `Infinity` and `-Infinity` as strings; dates and times as ISO 8601 strings with all
-their digits (`Z` if the type has a time zone; they are shown in UTC); durations as number and unit (`1500 ms`); binary
-as base64; lists as arrays, structs as objects, maps as arrays of `{"key":…,"value":…}`. Text that is no UTF-8 is
-`base64:…`. A date or time that no calendar shows is its number with its unit (`4611686018427387904 us since
-1970-01-01`).
+their digits (`Z` if the type has a time zone; they are shown in UTC); durations and intervals as numbers with units
+(`1500 ms`, `1 months 2 days 3 ns`); binary as base64; lists as arrays, structs as objects, maps as arrays of
+`{"key":…,"value":…}`; of a union the value. Text that is no UTF-8 is `base64:…`. A date or time that no calendar shows
+is its number with its unit (`4611686018427387904 us since 1970-01-01`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,16 @@ def json_text(array: pa.Array) -> pa.Array:
         return _list(entries(array))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _list(array)
+    if pa.types.is_interval(kind):
+        return pa.array([_interval(item.as_py()) for item in array], pa.string())
+    if pa.types.is_union(kind):
+        values = [item.value for item in array]
+        return pa.array([None if v is None else json_text(pa.repeat(v, 1))[0].as_py() for v in values], pa.string())
     return pa.array([None if not item.is_valid else _quoted(str(item.as_py())) for item in array], pa.string())
+
+
+def _interval(value: tuple[int, int, int] | None) -> str | None:
+    return None if value is None else '"{} months {} days {} ns"'.format(*value)
 
 
 def _quoted(text: str) -> str:

@@ -135,10 +135,17 @@ def storable(arrow: pa.DataType) -> pa.DataType | None:
     Args:
         arrow: The type in the file.
     """
+    if _is_list_view(arrow):
+        return storable(pa.list_(arrow.value_field))
+    return _storable(arrow)
+
+
+def _storable(arrow: Any) -> Any | None:
+    """The same without list views: within another type Arrow casts them to empty lists."""
     if isinstance(arrow, pa.BaseExtensionType):
-        return storable(arrow.storage_type)
+        return _storable(arrow.storage_type)
     if pa.types.is_dictionary(arrow):
-        return storable(arrow.value_type)
+        return _storable(arrow.value_type)
     if arrow in _DELTA_OF:
         return arrow
     if arrow in _WIDENED:
@@ -153,10 +160,10 @@ def storable(arrow: pa.DataType) -> pa.DataType | None:
         digits = max(arrow.precision - arrow.scale, 0) + scale
         return pa.decimal128(digits, scale) if digits <= MAX_DIGITS else None
     if _is_list(arrow):
-        value = storable(arrow.value_type)
+        value = _storable(arrow.value_type)
         return None if value is None else pa.list_(pa.field("element", value))
     if pa.types.is_map(arrow):
-        key, item = storable(arrow.key_type), storable(arrow.item_type)
+        key, item = _storable(arrow.key_type), _storable(arrow.item_type)
         return None if key is None or item is None else pa.map_(key, item)
     if pa.types.is_struct(arrow):
         return _storable_struct(arrow)
@@ -166,7 +173,7 @@ def storable(arrow: pa.DataType) -> pa.DataType | None:
 def _storable_struct(arrow: pa.DataType) -> pa.DataType | None:
     fields = []
     for child in _children(arrow):
-        held = storable(child.type)
+        held = _storable(child.type)
         if held is None or not holdable(child.name):
             return None
         fields.append(pa.field(child.name, held))
@@ -183,11 +190,17 @@ def fits(file_type: pa.DataType, table_type: pa.DataType) -> bool:
         file_type: The type in the file.
         table_type: The type of the table's column.
     """
+    if _is_list_view(file_type):
+        file_type = pa.list_(file_type.value_field)
+    return _fits(file_type, table_type)
+
+
+def _fits(file_type: Any, table_type: Any) -> bool:
     if isinstance(file_type, pa.BaseExtensionType):
-        return fits(file_type.storage_type, table_type)
+        return _fits(file_type.storage_type, table_type)
     if pa.types.is_dictionary(file_type):
-        return fits(file_type.value_type, table_type)
-    if pa.types.is_null(file_type) or file_type == table_type or storable(file_type) == table_type:
+        return _fits(file_type.value_type, table_type)
+    if pa.types.is_null(file_type) or file_type == table_type or _storable(file_type) == table_type:
         return True
     if file_type in _INTEGERS:
         return _integer_fits(file_type, table_type)
@@ -199,15 +212,15 @@ def fits(file_type: pa.DataType, table_type: pa.DataType) -> bool:
     if pa.types.is_date32(file_type) and table_type == _TIMESTAMP_NTZ:
         return True
     if _is_list(file_type) and _is_list(table_type):
-        return fits(file_type.value_type, table_type.value_type)
+        return _fits(file_type.value_type, table_type.value_type)
     if pa.types.is_map(file_type) and pa.types.is_map(table_type):
-        return fits(file_type.key_type, table_type.key_type) and fits(file_type.item_type, table_type.item_type)
+        return _fits(file_type.key_type, table_type.key_type) and _fits(file_type.item_type, table_type.item_type)
     if pa.types.is_struct(file_type) and pa.types.is_struct(table_type):
         known = {child.name: child.type for child in _children(table_type)}
         names = [child.name for child in _children(file_type)]
         # Arrow casts a struct by dropping the fields that the target lacks: only a subset is without loss.
         return len(set(names)) == len(names) and all(
-            child.name in known and fits(child.type, known[child.name]) for child in _children(file_type)
+            child.name in known and _fits(child.type, known[child.name]) for child in _children(file_type)
         )
     return False
 
@@ -281,11 +294,19 @@ def _joined_decimal(mine: Any, other: Any) -> Any | None:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """The same values without extension type, dictionary or view."""
+    """The same values without extension type, dictionary, view or run-end encoding."""
     if isinstance(array, pa.ExtensionArray):
         return plain(array.storage)
     if isinstance(array, pa.DictionaryArray):
         return plain(array.dictionary_decode())
+    if isinstance(array, pa.RunEndEncodedArray):
+        return plain(pc.run_end_decode(array))
+    if _is_list_view(array.type):
+        # Not a cast: of a slice it makes empty lists.
+        offsets = pa.array([0], pa.int32())
+        lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int32())
+        offsets = pa.concat_arrays([offsets, pc.cumulative_sum(lengths)])
+        return pa.ListArray.from_arrays(offsets, array.flatten(), mask=array.is_null())
     if array.type in (pa.string_view(), pa.binary_view()):
         return array.cast(_WIDENED[array.type])
     return array
@@ -396,6 +417,10 @@ def _is_temporal(arrow: pa.DataType) -> bool:
 
 def _is_list(arrow: pa.DataType) -> bool:
     return bool(pa.types.is_list(arrow) or pa.types.is_large_list(arrow) or pa.types.is_fixed_size_list(arrow))
+
+
+def _is_list_view(arrow: Any) -> bool:
+    return bool(pa.types.is_list_view(arrow) or pa.types.is_large_list_view(arrow))
 
 
 def _children(struct: pa.DataType) -> list[Any]:

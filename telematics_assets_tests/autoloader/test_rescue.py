@@ -6,6 +6,7 @@ import json
 from decimal import Decimal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from telematics_assets.autoloader.rescue import json_text, rescued_json
@@ -59,7 +60,7 @@ SHOWN: list[tuple[pa.Array, list[str | None]]] = [
         ['[{"key":"k","value":1},{"key":"k","value":2}]', "[]", None],
     ),
     (pa.nulls(2), [None, None]),
-    (pa.array([[1]], pa.list_view(pa.int64())), ['"[1]"']),
+    (pa.array([[1]], pa.list_view(pa.int64())), ["[1]"]),
     (pa.array([], pa.list_(pa.int64())), []),
 ]
 
@@ -102,3 +103,35 @@ def test_a_column_called_like_the_file_path_makes_way_for_it() -> None:
 def test_odd_names_stay_json() -> None:
     (text,) = rescued_json({'a"\n': pa.array([1]), "": pa.array([2])}, "ü", 1).to_pylist()
     assert json.loads(text) == {'a"\n': 1, "": 2, "_file_path": "ü"}
+
+
+@pytest.mark.parametrize(
+    ("array", "texts"),
+    [
+        (pa.array([pa.MonthDayNano([1, -2, 3]), None]), ['"1 months -2 days 3 ns"', None]),
+        (pc.run_end_encode(pa.array([1, 1, None])), ["1", "1", None]),
+        (
+            pa.array([[[1], None], None, [[2], []]], pa.list_(pa.list_view(pa.int64()))),
+            ["[[1],null]", None, "[[2],[]]"],
+        ),
+        (pa.array([[1, None], None, []], pa.large_list_view(pa.int8())), ["[1,null]", None, "[]"]),
+        (pa.array([{}, None], pa.struct([])), ["{}", None]),
+        (
+            pa.UnionArray.from_sparse(
+                pa.array([0, 1, 0], pa.int8()), [pa.array([1, None, None]), pa.array([None, 'a"', "y"])]
+            ),
+            ["1", '"a\\""', None],
+        ),
+        (
+            pa.array(
+                [{"at": [1_001], "n": Decimal("9" * 60)}],
+                pa.struct([("at", pa.list_(pa.timestamp("ns"))), ("n", pa.decimal256(60, 0))]),
+            ),
+            [f'{{"at":["1970-01-01T00:00:00.000001001"],"n":{"9" * 60}}}'],
+        ),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_types_without_a_column_are_readable(array: pa.Array, texts: list[str | None]) -> None:
+    assert json_text(array).to_pylist() == texts
+    assert json_text(array.slice(1)).to_pylist() == texts[1:]
