@@ -88,12 +88,13 @@ def prepare_known(home: Path, quick: bool) -> None:
         for number in range(1000):
             (folder / f"points-{number:06d}.parquet").touch()
     files = volume.scan("parquet").files
-    ledger = files.select("path", "size", "modified_ns").with_columns(
+    ledger = files.with_columns(
         state=pl.lit("INGESTED"),
         reason=pl.lit(None, pl.String),
         rows=pl.lit(1, pl.Int64),
         batch_id=pl.lit(0, pl.Int64),
         table_version=pl.lit(1, pl.Int64),
+        committed_ns=pl.lit(1, pl.Int64),
     )
     assert set(ledger.columns) == set(LEDGER_SCHEMA)
     Checkpoint(volume, "telematics").begin_from(Metadata("bench", "bench", 0, 1), ledger, BatchCommit(0, "bench", 1))

@@ -22,6 +22,7 @@ from telematics_assets.volumes.globs import name_pattern
 FileFormat = Literal["parquet", "json", "csv"]
 SchemaEvolutionMode = Literal["addNewColumns", "rescue", "failOnNewColumns", "none", "addNewColumnsWithTypeWidening"]
 IncrementalListing = Literal["auto", "true", "false"]
+CleanSource = Literal["OFF", "DELETE", "MOVE"]
 
 #: Columns that every table filled from files ends with: name, type, comment.
 SOURCE_FILE = "_source_file"
@@ -208,6 +209,13 @@ class FileStreamOptions:
         partition_columns: Names of Hive style folders (`…/date=2026-01-31/hour=07/f.parquet`) that become columns:
             names separated by commas, or several names. They have the type that contract or hint declares,
             else STRING. "" or None: none.
+        clean_source: What becomes of a file in the landing folder once its rows have been in the table for
+            `clean_source_retention_duration`: `OFF` nothing, `DELETE` or `MOVE`. Files that were skipped, or that
+            changed since, stay.
+        clean_source_retention_duration: How long, as an interval such as `14 days` or `12 hours`; at least 7 days for
+            `DELETE`.
+        clean_source_move_destination: `MOVE`: folder of the same Volume, outside the stream's, such as
+            `_archive/telematics`.
         raw_record_column: JSON and csv: name of a column that holds each record as it stands in the file, or None.
         multi_line: JSON: a file is a document, an array of records or one record, not a record on each line; None is
             False. csv: line ends may stand within quotes; None is True, so that no quoted text is torn.
@@ -232,6 +240,9 @@ class FileStreamOptions:
     schema_inference_sample_files: int = 1000
     schema_inference_sample_bytes: int | str = "32m"
     partition_columns: str | Sequence[str] | None = None
+    clean_source: CleanSource = "OFF"
+    clean_source_retention_duration: str = "30 days"
+    clean_source_move_destination: str | None = None
     raw_record_column: str | None = None
     multi_line: bool | None = None
     header: bool = True
@@ -267,6 +278,7 @@ class FileStreamOptions:
         self._check_text_options()
         self._check_choice_of_files()
         self._check_types()
+        self._check_clean_source()
 
     def _check_partition_columns(self) -> None:
         given = self.partition_columns
@@ -344,6 +356,38 @@ class FileStreamOptions:
             )
         if len(self.hints) > _MAX_HINTS:
             raise OptionError(f"schema_hints has {len(self.hints)} hints. Give at most {_MAX_HINTS}.")
+
+    def _check_clean_source(self) -> None:
+        accepted = get_args(CleanSource)
+        if self.clean_source not in accepted:
+            raise OptionError(f"clean_source={self.clean_source!r} is not accepted. Use one of: {', '.join(accepted)}.")
+        if self.clean_source == "DELETE" and self.clean_source_retention_ns < 7 * _UNIT_SECONDS["day"] * 1_000_000_000:
+            raise OptionError(
+                f"clean_source_retention_duration={self.clean_source_retention_duration!r} is not accepted: what is "
+                "deleted can't be loaded again. Use at least '7 days' with clean_source='DELETE', or 'MOVE'."
+            )
+        destination = self.clean_source_move_destination
+        if self.clean_source == "MOVE" and destination is None:
+            raise OptionError(
+                "clean_source='MOVE' needs clean_source_move_destination: a folder of the Volume outside the stream's, "
+                "such as '_archive/telematics'."
+            )
+        if destination is not None:
+            check_path(destination)
+            if f"{destination}/".startswith("_checkpoints/"):
+                raise OptionError(
+                    f"clean_source_move_destination={destination!r} is not accepted: _checkpoints is the loader's own. "
+                    "Use another folder, such as '_archive/telematics'."
+                )
+
+    @property
+    def clean_source_retention_ns(self) -> int:
+        """`clean_source_retention_duration` in nanoseconds.
+
+        Raises:
+            OptionError: If it is no interval.
+        """
+        return interval_ns("clean_source_retention_duration", self.clean_source_retention_duration)
 
     @property
     def partition_names(self) -> tuple[str, ...]:
@@ -466,6 +510,17 @@ class FileStream:
             raise OptionError(f"fresh_within_hours={self.fresh_within_hours!r} is not accepted. Use a number above 0.")
         self._check_options_of_format()
         options = self.options
+        archive = options.clean_source_move_destination
+        if archive is not None and f"{archive}/".startswith(f"{self.folder}/"):
+            raise OptionError(
+                f"clean_source_move_destination={archive!r} of stream {self.name!r} is not accepted: in its folder "
+                f"{self.folder!r} the files would be found again. Use a folder outside, such as '_archive/{self.name}'."
+            )
+        if archive is not None and self.folder.startswith(f"{archive}/"):
+            raise OptionError(
+                f"clean_source_move_destination={archive!r} of stream {self.name!r} is not accepted: the stream's "
+                f"folder {self.folder!r} is in it. Use a folder outside, such as '_archive/{self.name}'."
+            )
         mode = options.schema_evolution_mode
         if not mode.startswith("addNewColumns") and not options.include_existing_files and not self.contract.columns:
             raise OptionError(

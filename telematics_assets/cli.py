@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +56,7 @@ from telematics_assets.errors import (
 from telematics_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    import polars as pl
     from rich.progress import TaskID
 
     from telematics_assets.engines.base import Engine
@@ -67,6 +68,8 @@ EXIT_TRANSIENT = 75
 _USAGE_ERRORS = (SettingsError, OptionError, UnknownNameError, DbfsDisabledError, TableNotFoundError)
 _LEVELS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
 _JSON_ASKED = "telematics.json"
+#: Files that are shown to eyes when no limit is given.
+_SHOWN = 1_000
 
 
 def exit_code(error: TelematicsError) -> int:
@@ -268,6 +271,10 @@ def load(
             _note(f"{report.stream}: another loader was faster and holds the rest; nothing was doubled.")
         if report.files_waiting:
             _note(f"{report.stream}: {report.files_waiting} files may still be written; a later load takes them.")
+        if report.files_cleaned:
+            _note(f"{report.stream}: clean_source moved or deleted {report.files_cleaned} source files.")
+        if report.cleaning_problem:
+            _note(f"{report.stream}: the load is done, but clean_source stopped: {report.cleaning_problem}")
     listed = [_loaded(report) for report in reports]
     _show(listed, as_json, "Loaded")
     if errors:
@@ -337,23 +344,81 @@ def files(
     state: Annotated[
         str | None, typer.Option(help=f"Only files in this state: {', '.join(FILE_STATES)}.", show_default=False)
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many, the first by path.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List a stream's files with their states, and why a file was skipped or waits."""
+    """List a stream's files with their states, and why a file was skipped or waits, or where it went."""
+    import polars as pl
+
     target = find_stream(FILE_STREAMS, stream)
     wanted = _file_state(state)
-    listed = [
-        {
-            "path": record.path,
-            "state": record.state,
-            "reason": record.reason,
-            "size": record.size,
-            "modified_at": _iso(record.modified_ns),
-            "batch_id": record.batch_id,
-        }
-        for record in _engine(load_settings()).files(target, wanted)
-    ]
-    _show(listed, as_json, f"Files of {stream}")
+    # Without a limit, one row more than is shown tells that there are more.
+    asked = limit if as_json or limit else _SHOWN + 1
+    listed = pl.DataFrame(_engine(load_settings()).file_table(target, wanted, asked)).select(
+        "path",
+        "state",
+        "reason",
+        "size",
+        # Whole microseconds.
+        modified_at=pl.from_epoch(pl.col("modified_ns") // 1000, "us").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"),
+        batch_id="batch_id",
+    )
+    if as_json:
+        _print_rows(listed)
+        return
+    _show(listed.head(limit or _SHOWN).to_dicts(), False, f"Files of {stream}")
+    if limit is None and listed.height > _SHOWN:
+        _note(f"only the first {_SHOWN:,} are shown. --limit shows more, --state fewer, --json all.")
+
+
+@app.command(
+    epilog="Examples:\n\n  telematics maintain                  all streams\n\n  telematics maintain telematics --json"
+)
+def maintain(
+    stream: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STREAM", help="Streams to maintain; all if none is given.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compact the tables, delete what they no longer need, merge the checkpoints, and clean the landing folders.
+
+    Safe while loads run. One stream's failure doesn't keep the others from it.
+    """
+    streams = [find_stream(FILE_STREAMS, name) for name in dict.fromkeys(stream or ())] or list(FILE_STREAMS)
+    engine = _engine(load_settings())
+    reports, errors = [], []
+    for each in streams:
+        try:
+            with _progress_of(each.name) as listener:
+                reports.append(engine.maintain(each, listener))
+        except TelematicsError as error:
+            _complain(error, each.name)
+            errors.append(error)
+    for report in reports:
+        for note in report.notes:
+            _note(f"{report.stream}: {note}")
+    listed = [asdict(report) for report in reports]
+    if not as_json:
+        listed = [
+            {
+                "stream": r.stream,
+                "files": f"{r.files_before:,} -> {r.files_after:,}",
+                "bytes": f"{r.bytes_before:,} -> {r.bytes_after:,}",
+                "removed": r.files_removed,
+                "bytes removed": r.bytes_removed,
+                "log entries removed": r.log_entries_removed,
+                "ledger": f"{r.ledger_parts_before:,} -> {r.ledger_parts_after:,}",
+                "sources moved": r.sources_moved,
+                "deleted": r.sources_deleted,
+            }
+            for r in reports
+        ]
+    _show(listed, as_json, "Maintained")
+    if errors:
+        raise typer.Exit(max(map(exit_code, errors)) if all(e.transient for e in errors) else EXIT_FAILED)
 
 
 @app.command(epilog="Example:\n\n  telematics tables --json")
@@ -522,15 +587,6 @@ def _file_state(text: str | None) -> FileState | None:
     raise UnknownNameError(f"There is no file state {text!r}. States: {', '.join(FILE_STATES)}.")
 
 
-def _iso(nanoseconds: int | None) -> str | None:
-    if nanoseconds is None:
-        return None
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    # Whole microseconds by integers: a float would round the last digits.
-    moment = datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=rest // 1000)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def _plain(value: Any) -> Any:
     """A value as JSON can hold it without losing any of it."""
     if isinstance(value, datetime):
@@ -556,6 +612,15 @@ def _console(*, stderr: bool = False) -> Console:
 
 def _print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print_rows(frame: pl.DataFrame) -> None:
+    """A frame as one JSON list, written part by part."""
+    typer.echo("[", nl=False)
+    for number, part in enumerate(frame.iter_slices(100_000)):
+        if part.height:
+            typer.echo((",\n" if number else "") + part.write_json()[1:-1], nl=False)
+    typer.echo("]")
 
 
 def _fail(error: TelematicsError, as_json: bool) -> None:

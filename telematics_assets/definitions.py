@@ -30,6 +30,7 @@ from telematics_assets.assets.landing import landing_asset
 from telematics_assets.automation import landing_sensor, load_job
 from telematics_assets.catalog import FILE_STREAMS, FileStream, Names
 from telematics_assets.engines.base import Engine
+from telematics_assets.maintenance import maintenance_job, maintenance_schedule
 from telematics_assets.resources import EmbeddedEngineResource, EmbeddedLandingResource
 from telematics_assets.settings import EngineName, Settings, load_settings
 from telematics_assets.volumes.base import Volume
@@ -98,9 +99,15 @@ def build_definitions(
     if landing is not None:
         resources["landing"] = landing
     names = None if engine is None else engine.names
+    maintenance = maintenance_job(streams)
     return dg.Definitions.merge(
         *(file_stream_definitions(stream, settings, names, retry_policy) for stream in streams),
-        dg.Definitions(resources=resources, executor=executor),
+        dg.Definitions(
+            jobs=[maintenance],
+            schedules=[maintenance_schedule(maintenance)],
+            resources=resources,
+            executor=executor,
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from telematics_assets.catalog import FileStream
-    from telematics_assets.engines.base import Engine, IngestReport, PendingFiles, TableState
+    from telematics_assets.engines.base import Engine, IngestReport, MaintenanceReport, PendingFiles, TableState
 
 #: Keys that `asset_checks.py` reads again from a materialization.
 FIRST_BATCH, LAST_BATCH, ROWS, ROWS_RESCUED, ROWS_CORRUPT = (
@@ -99,6 +100,10 @@ def load_metadata(engine: Engine, stream: FileStream, report: IngestReport) -> d
         ROWS_CORRUPT: report.rows_corrupt,
         "seconds": round(report.seconds, 3),
     }
+    if report.files_cleaned:
+        metadata["files_cleaned"] = report.files_cleaned
+    if report.cleaning_problem:
+        metadata["cleaning_problem"] = report.cleaning_problem
     if report.yielded:
         metadata["yielded"] = "Another loader of this stream was faster and loads the rest."
     if report.retried:
@@ -145,6 +150,13 @@ def load_metadata(engine: Engine, stream: FileStream, report: IngestReport) -> d
         # The rows are committed: a load must not fail, and be tried again, for what it can't show.
         metadata["not_shown"] = str(error)
     return metadata
+
+
+def maintenance_metadata(report: MaintenanceReport) -> dict[str, Any]:
+    """What a maintenance of a table says."""
+    counts: dict[str, Any] = {name: value for name, value in asdict(report).items() if isinstance(value, int)}
+    named = {"dagster/table_name": report.table, **counts, "seconds": round(report.seconds, 3)}
+    return named | ({"notes": "\n".join(report.notes)} if report.notes else {})
 
 
 def listing(lines: Sequence[Mapping[str, str | int]]) -> dg.TableMetadataValue:

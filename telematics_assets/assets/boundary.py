@@ -21,11 +21,13 @@ PERMANENT_FAILURE_TAG = "telematics/permanent_failure"
 
 
 @contextmanager
-def failures_for_dagster(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Iterator[None]:
+def failures_for_dagster(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext | dg.OpExecutionContext,
+) -> Iterator[None]:
     """Let only a transient error reach the retry policy; everything else stops every retry.
 
     Args:
-        context: The context of the asset or check that runs inside.
+        context: The context of the asset, check or op that runs inside.
 
     Raises:
         dagster.Failure: For a permanent `TelematicsError`, with its message, and for an exception that nobody raised on

@@ -126,7 +126,7 @@ def bronze_asset(
         context.instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {process_identity()}"})
         with failures_for_dagster(context):
             request = replace(config.request(), list_whole=LIST_WHOLE_TAG in context.run.tags)
-            report = engine.ingest(stream, request, _ProgressLog(context.log))
+            report = engine.ingest(stream, request, ProgressLog(context.log))
             return dg.MaterializeResult(
                 metadata=load_metadata(engine, stream, report),
                 # An empty run keeps the version, so that it wakes nobody downstream.
@@ -142,7 +142,7 @@ def _freshness(stream: FileStream) -> dg.FreshnessPolicy | None:
     return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=stream.fresh_within_hours))
 
 
-class _ProgressLog:
+class ProgressLog:
     """Writes progress to a run's log, one line in a while: every line is a row of Dagster's database."""
 
     def __init__(self, log: dg.DagsterLogManager) -> None:
@@ -150,6 +150,7 @@ class _ProgressLog:
         self._next = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Write it, if the last line is some time ago."""
         now = time.monotonic()
         if now >= self._next or progress.phase == "done":
             self._next = now + _LOG_SECONDS

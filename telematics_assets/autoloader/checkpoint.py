@@ -11,6 +11,8 @@ Does not belong here: the order of steps (`loader.py`), listing and reading data
     ledger/<a>-<b>          the files decided by batches a to b, in columns (Parquet)
     ledger/existing         the files that were there when a stream began that was to leave them out, the same columns
     listings/<n>            when a load listed the whole folder and left nothing behind below a path; the newest counts
+    verified/<id>.<v>       nobody else removed rows up to table version v: its log may have lost the entries since
+    cleaning/               what `clean_source` did (`cleaning.py`)
 
 Every file is published by write-if-absent and never changed. Ledger segments merge results in tiers of `FANOUT`, so
 that a
@@ -23,7 +25,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,7 +37,7 @@ from telematics_assets.errors import CheckpointCorruptError, CheckpointTooNewErr
 from telematics_assets.volumes.base import FileEntry, Volume
 
 #: Version of the file formats below. A checkpoint with a higher one was written by a newer version of the package.
-FORMAT = 1
+FORMAT = 2
 #: Results, or segments of equal size, that are merged into one segment.
 FANOUT = 8
 #: States of files that leave their batch undecided.
@@ -46,11 +50,17 @@ _FIELDS = {
     "listings": {"stream_id", "chosen", "listed_at_ns", "bound"},
     "refreshes": {"generation", "table_version", "stream_id", "replaces", "attempt", "plan"},
 }
+#: Fields that files of format 1 lack.
+_LATER_FIELDS = {"commits": {"committed_ns"}}
 _EXISTING = "existing"
 #: How often a listing is repeated when another process merges and deletes under it.
 _READS = 4
 
-#: Columns of the ledger; times in nanoseconds since the epoch (UTC). `size` is null where it is not known.
+#: Temporary files of publications that were killed are deleted when they are older than this.
+_LEFTOVER_NS = 86_400_000_000_000
+
+#: Columns of the ledger; times in nanoseconds since the epoch (UTC). `size` is null where it is not known, `etag` and
+#: `committed_ns` (when the batch was known to be committed) also in what format 1 wrote.
 LEDGER_SCHEMA = {
     "path": pl.String,
     "size": pl.Int64,
@@ -60,7 +70,10 @@ LEDGER_SCHEMA = {
     "rows": pl.Int64,
     "batch_id": pl.Int64,
     "table_version": pl.Int64,
+    "etag": pl.String,
+    "committed_ns": pl.Int64,
 }
+_LATER_COLUMNS = ("etag", "committed_ns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +164,14 @@ class BatchCommit:
         batch_id: The batch.
         attempt: The attempt that counts.
         table_version: Table version that holds its rows.
+        committed_ns: When that was known, nanoseconds since the epoch (UTC), never before the batch in front of it;
+            None: format 1 did not say.
     """
 
     batch_id: int
     attempt: str
     table_version: int
+    committed_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +230,15 @@ class Refresh:
 class Checkpoint:
     """Reads and publishes the files of one stream's checkpoint. Keeps no state but the ledger it read last."""
 
-    def __init__(self, volume: Volume, stream: str) -> None:
-        """Use `_checkpoints/<stream>` of a Volume."""
+    def __init__(self, volume: Volume, stream: str, clock: Callable[[], int] = time.time_ns) -> None:
+        """Use `_checkpoints/<stream>` of a Volume.
+
+        Args:
+            volume: The landing Volume.
+            stream: Name of the stream.
+            clock: Wall clock of the commits of refreshes, nanoseconds.
+        """
+        self._clock = clock
         self._volume = volume
         self._stream = stream
         self._root = f"_checkpoints/{stream}"
@@ -383,13 +406,22 @@ class Checkpoint:
         document = self._read("refreshes", str(name))
         return Refresh(name, document["replaces"], document["attempt"], _as_plan(document["plan"]))
 
+    def _not_before(self, now: int) -> int:
+        """This time, or the newest commit's if that is later: a clock that goes back makes nothing look older."""
+        try:
+            newest = BatchCommit(**self._read("commits", _number(self._numbers("commits")[-1])))
+        except (IndexError, FileMissingError, CheckpointCorruptError):
+            # A refresh also mends a checkpoint that is damaged or gone.
+            return now
+        return max(now, newest.committed_ns or 0)
+
     def forget_refresh(self, name: RefreshName) -> None:
         """Delete an intent that can come to nothing any more, or came to its end."""
         self._volume.delete(f"{self._root}/refreshes/{name}")
 
     def finish_refresh(self, refresh: Refresh, metadata: Metadata, result: Result) -> None:
         """Publish the generation that a committed refresh began; what another process published first stays."""
-        commit = BatchCommit(result.batch_id, refresh.attempt, metadata.table_version)
+        commit = BatchCommit(result.batch_id, refresh.attempt, metadata.table_version, self._not_before(self._clock()))
         files = _decided(refresh.plan, result, commit)
         self.begin_from(metadata, files, commit, refresh.name.generation)
         self.forget_refresh(refresh.name)
@@ -422,12 +454,73 @@ class Checkpoint:
         self._publish_frame(f"{_number(merged_from)}-{_number(end)}", pl.concat([superseded, newest]))
         self._clean(metadata, committed[-1])
 
+    def merge(self, metadata: Metadata) -> tuple[int, int]:
+        """Merge all that is committed into one segment, and delete what that leaves without a use.
+
+        Returns:
+            Files that the ledger was made of, before and after.
+        """
+        before = self._parts(metadata)
+        # A loader that merges at the same time deletes what is to be read; the next maintenance goes on.
+        with suppress(FileMissingError):
+            self._merge(metadata)
+        return before, self._parts(metadata)
+
+    def _parts(self, metadata: Metadata) -> int:
+        segments = self._segments(metadata.first_batch)
+        start = segments[-1][1] + 1 if segments else metadata.first_batch
+        return len(segments) + sum(n >= start for n in self._numbers("commits"))
+
+    def _merge(self, metadata: Metadata) -> None:
+        segments = self._segments(metadata.first_batch)
+        committed = [n for n in self._numbers("commits") if n >= metadata.first_batch]
+        if not committed:
+            return
+        newest = committed[-1]
+        start = segments[-1][1] + 1 if segments else metadata.first_batch
+        if len(segments) > 1 or newest >= start:
+            parts = [self._segment(a, b) for a, b in segments]
+            parts += [self._results_frame(metadata, n) for n in range(start, newest + 1)]
+            known, superseded = _split(pl.concat(parts))
+            name = f"{_number(metadata.first_batch)}-{_number(max(newest, start - 1))}"
+            self._publish_frame(name, pl.concat([superseded, known]))
+        self._clean(metadata, newest)
+        won = BatchCommit(**self._read("commits", _number(newest))).attempt
+        for name in self._volume.names(f"{self._root}/results"):
+            number, _, attempt = name.partition(".")
+            if number == _number(newest) and attempt != won:
+                self._volume.delete(f"{self._root}/results/{name}")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete temporary files that killed processes left behind."""
+        for folder in (*_FIELDS, "ledger", "verified", "cleaning"):
+            for name in self._volume.names(f"{self._root}/{folder}"):
+                path = f"{self._root}/{folder}/{name}"
+                left = self._volume.stat(path) if name.startswith(".") else None
+                if left is not None and time.time_ns() - left.modified_ns > _LEFTOVER_NS:
+                    self._volume.delete(path)
+
+    def publish_verified(self, metadata: Metadata, table_version: int) -> None:
+        """Note that nobody removed rows of the table up to this version, before entries of its log go."""
+        folder = f"{self._root}/verified"
+        name = f"{metadata.stream_id}.{_number(table_version)}"
+        self._volume.create(f"{folder}/{name}", b"")
+        for other in self._volume.names(folder):
+            if other < name or not other.startswith(metadata.stream_id):
+                self._volume.delete(f"{folder}/{other}")
+
+    def verified(self, metadata: Metadata) -> int:
+        """The newest table version that was noted for this stream id, or -1."""
+        names = [name.rpartition(".") for name in self._volume.names(f"{self._root}/verified")]
+        return max((int(number) for stream, _, number in names if stream == metadata.stream_id), default=-1)
+
     def forget(self) -> None:
         """Delete the whole checkpoint; the identity goes first, so that what a crash leaves behind means nothing."""
         # Without an identity this one would still count for the stream that begins next.
         self._volume.delete(f"{self._root}/ledger/{_EXISTING}")
         self.forget_listings()
-        for folder in ("refreshes", "metadata", "commits", "offsets", "results", "ledger"):
+        for folder in ("refreshes", "metadata", "commits", "offsets", "results", "ledger", "verified", "cleaning"):
             for name in self._volume.names(f"{self._root}/{folder}"):
                 self._volume.delete(f"{self._root}/{folder}/{name}")
 
@@ -464,7 +557,7 @@ class Checkpoint:
         """Publish a new generation whose first batch is already committed and knows these files (`LEDGER_SCHEMA`)."""
         generation = self._generation() + 1 if generation is None else generation
         number = _number(commit.batch_id)
-        self._publish_frame(f"{number}-{number}", files.select(list(LEDGER_SCHEMA)))
+        self._publish_frame(f"{number}-{number}", files)
         self.publish_commit(commit)
         self._publish("metadata", str(generation), asdict(metadata))
 
@@ -515,14 +608,13 @@ class Checkpoint:
 
     def _segments(self, first_batch: int) -> list[tuple[int, int]]:
         spans = [span for name in self._volume.names(f"{self._root}/ledger") if (span := _span(name)) is not None]
-        longest: dict[int, int] = {}
-        for a, b in spans:
-            longest[a] = max(b, longest.get(a, b))
         chain: list[tuple[int, int]] = []
         position = first_batch
-        while position in longest:
-            chain.append((position, longest[position]))
-            position = longest[position] + 1
+        # Two that merge at once may publish segments that overlap: what both hold, both hold alike.
+        while reaching := [(b, a) for a, b in spans if first_batch <= a <= position <= b]:
+            end, start = max(reaching)
+            chain.append((start, end))
+            position = end + 1
         return chain
 
     def _segment(self, a: int, b: int) -> pl.DataFrame:
@@ -530,7 +622,7 @@ class Checkpoint:
 
     def _publish_frame(self, name: str, frame: pl.DataFrame) -> None:
         buffer = io.BytesIO()
-        frame.write_parquet(buffer, compression="zstd", metadata={"telematics.format": str(FORMAT)})
+        _complete(frame).write_parquet(buffer, compression="zstd", metadata={"telematics.format": str(FORMAT)})
         self._volume.create(f"{self._root}/ledger/{name}", buffer.getvalue())
 
     def _frame(self, segment: str) -> pl.DataFrame:
@@ -543,6 +635,7 @@ class Checkpoint:
             frame = pl.read_parquet(io.BytesIO(data))
         except pl.exceptions.PolarsError as error:
             raise self._corrupt(name, f"it is cut short or changed ({' '.join(str(error).split())[:120]})") from None
+        frame = _complete(frame) if version == "1" else frame
         if dict(frame.schema) != LEDGER_SCHEMA:
             raise self._corrupt(name, "its columns are not a ledger's")
         return frame
@@ -572,7 +665,8 @@ class Checkpoint:
             raise self._corrupt(f"{folder}/{name}", "it has no format version")
         if version > FORMAT:
             raise self._too_new(f"{folder}/{name}", version)
-        if set(document) != _FIELDS[folder]:
+        later = _LATER_FIELDS.get(folder, set())
+        if set(document) | later != _FIELDS[folder] | later:
             raise self._corrupt(f"{folder}/{name}", "it lacks fields, or has others")
         return document
 
@@ -612,6 +706,8 @@ def _decided(plan: Plan, result: Result, commit: BatchCommit) -> pl.DataFrame:
             file.rows,
             commit.batch_id,
             commit.table_version,
+            planned[file.path].etag,
+            commit.committed_ns,
         )
         for file in result.files
         if file.state not in NOT_TAKEN
@@ -630,6 +726,13 @@ def _from_plan(plan: Plan) -> dict[str, Any]:
 def _as_plan(document: dict[str, Any]) -> Plan:
     files = tuple(FileEntry(*entry) for entry in document["files"])
     return Plan(document["batch_id"], document["planner"], files)
+
+
+def _complete(frame: pl.DataFrame) -> pl.DataFrame:
+    """A ledger's columns in order; those that came later are null where they are not known."""
+    lacking = [pl.lit(None, LEDGER_SCHEMA[name]).alias(name) for name in _LATER_COLUMNS if name not in frame.columns]
+    whole = frame.with_columns(lacking)
+    return whole.select(list(LEDGER_SCHEMA)) if set(whole.columns) == set(LEDGER_SCHEMA) else frame
 
 
 def _split(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

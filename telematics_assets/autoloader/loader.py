@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import polars as pl
 
@@ -30,11 +30,14 @@ from telematics_assets.autoloader.checkpoint import (
     WholeListing,
     choices,
 )
+from telematics_assets.autoloader.cleaning import Cleaned, SourceCleaner
 from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, choice_of, fingerprint
 from telematics_assets.autoloader.duplicates import find_duplicates
 from telematics_assets.autoloader.incremental import RECENT_FILES, lower_bound
+from telematics_assets.autoloader.known import file_table
 from telematics_assets.autoloader.refresh import Basis, Refreshed, Refresher, RefreshWriter
 from telematics_assets.autoloader.selection import checked, left_alone, named, select
+from telematics_assets.autoloader.upkeep import maintain
 from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, FileStream, TableName
 from telematics_assets.engines.base import (
     BatchBalance,
@@ -44,6 +47,7 @@ from telematics_assets.engines.base import (
     FileState,
     IngestReport,
     IngestRequest,
+    MaintenanceReport,
     PendingFiles,
     Progress,
     ProgressListener,
@@ -64,10 +68,14 @@ from telematics_assets.errors import (
     TableMovedError,
     TableNotOursError,
     TableUnsupportedError,
+    TelematicsError,
     VolumeError,
 )
 from telematics_assets.lakehouse.base import STREAM_ID_PROPERTY, STREAM_NAME_PROPERTY, Commit, Lakehouse, Table
 from telematics_assets.volumes.base import FileEntry, Volume, as_files
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Keys of the commit info that tie a table commit to the checkpoint.
 ATTEMPT_INFO = "telematics.attempt"
@@ -75,6 +83,8 @@ DIGEST_INFO = "telematics.planDigest"
 
 #: How often checkpoint and table are read again when they contradict each other because another loader goes on.
 _READS = 5
+#: A load gives `clean_source` this time; what is due beyond is left to the next load, or to maintenance.
+CLEAN_SECONDS = 10.0
 _RETENTION = "delta.setTransactionRetentionDuration"
 
 #: Steps of a batch, in order, as they are announced to `on_step`; a test can stop a process at each of them.
@@ -166,7 +176,7 @@ class StreamLoader:
             incomplete_seconds: See `Discovery`.
             on_step: Called with each name of `STEPS` as it is passed.
             sleep: Waits for young files to settle, seconds.
-            clock: See `Discovery`.
+            clock: Wall clock of listings, commits and `clean_source`, nanoseconds.
             monotonic: See `Discovery`.
             recent_files: See `incremental.RECENT_FILES`.
         """
@@ -178,7 +188,7 @@ class StreamLoader:
         self._settle = settle_seconds
         self._step = on_step or _ignore
         self._sleep = sleep
-        self._checkpoint = Checkpoint(volume, stream.name)
+        self._checkpoint = Checkpoint(volume, stream.name, clock)
         self._discovery = Discovery(
             volume,
             stream.folder,
@@ -191,6 +201,8 @@ class StreamLoader:
         )
         self._recent_files = recent_files
         self._refresher = Refresher(stream, table, lakehouse, writer, self._checkpoint, self._step)
+        self._clock = clock
+        self._cleaner = SourceCleaner(stream, volume, self._checkpoint.location, clock, self._step)
         self._planner = uuid.uuid4().hex[:12]
 
     # -- loading ---------------------------------------------------------------------------------------------------
@@ -218,6 +230,8 @@ class StreamLoader:
         budget = request.max_files
         discovered: Discovered | None = None
         bound: str | None = None
+        left: pl.DataFrame | None = None
+        ours: int | None = None
         while budget is None or budget > 0:
             session = self._open()
             if session is not None and session.recovered is not None:
@@ -227,30 +241,34 @@ class StreamLoader:
             self._step("opened")
             plan = None if session is None else session.plan
             if plan is None:
-                if bound is None:
-                    # What is asked for by name may lie anywhere.
-                    whole = request.list_whole or named_only
-                    bound = "" if whole else self._bound(session)
-                tell(Progress("list", f"listing {self._stream.folder}{f' from {bound} on' if bound else ''}"))
-                try:
-                    known, superseded = self._versions(None if session is None else session.metadata)
-                except CheckpointError:
-                    if session is None or not self._replaced(session.metadata):
-                        raise
-                    bound = None
-                    continue
-                chosen = select(request, self._stream, self._volume.location, known)
-                discovered = self._discovery.run(chosen.ledger, superseded, bound=bound)
-                self._step("listed")
+                last = None if session is None else session.last
+                if left is None or left.is_empty() or last is None or last.batch_id != ours:
+                    if bound is None:
+                        # What is asked for by name may lie anywhere.
+                        whole = request.list_whole or named_only
+                        bound = "" if whole else self._bound(session)
+                    tell(Progress("list", f"listing {self._stream.folder}{f' from {bound} on' if bound else ''}"))
+                    try:
+                        known, superseded = self._versions(None if session is None else session.metadata)
+                    except CheckpointError:
+                        if session is None or not self._replaced(session.metadata):
+                            raise
+                        bound = None
+                        continue
+                    chosen = select(request, self._stream, self._volume.location, known)
+                    discovered = self._discovery.run(chosen.ledger, superseded, bound=bound)
+                    self._step("listed")
+                    # A file that left its batch because it changed is not chased within one call.
+                    left = discovered.ready.filter(~pl.col("path").is_in(list(handled)) & chosen.wanted)
+                # Else nobody but this call committed since the listing: what no batch took yet is still to be taken.
+                assert discovered is not None
                 if session is None and not self._stream.options.include_existing_files:
                     there = discovered.ready.height
                     tell(Progress("plan", f"{there} files were there before the stream began: they are left out"))
                     self._checkpoint.record_existing(discovered.ready)
                     self._begin(())
                     continue
-                # A file that left its batch because it changed is not chased within one call.
-                ready = discovered.ready.filter(~pl.col("path").is_in(list(handled)) & chosen.wanted)
-                if ready.is_empty():
+                if left.is_empty():
                     young = discovered.young.filter(chosen.wanted).height
                     if young and not waited:
                         waited = True
@@ -260,8 +278,8 @@ class StreamLoader:
                     if session is not None and not discovered.bound and not named_only:
                         self._note(session.metadata, discovered, known)
                     break
-                size = min(self._stream.options.max_files_per_trigger, budget or ready.height)
-                files = tuple(as_files(self._within_bytes(ready.head(size))))
+                size = min(self._stream.options.max_files_per_trigger, budget or left.height)
+                files = tuple(as_files(self._within_bytes(left.head(size))))
                 if session is None:
                     # Listed again afterwards: another loader may have begun the stream with the same files.
                     self._begin(files)
@@ -270,7 +288,9 @@ class StreamLoader:
                 self._step("planned")
             assert session is not None
             tell(Progress("plan", f"batch {plan.batch_id}: {len(plan.files)} files", 0, len(plan.files)))
-            handled.update(file.path for file in plan.files)
+            paths = [file.path for file in plan.files]
+            handled.update(paths)
+            left = None if left is None else left.filter(~pl.col("path").is_in(paths))
             if budget is not None:
                 budget -= len(plan.files)
             try:
@@ -281,6 +301,7 @@ class StreamLoader:
                 yielded = True
                 tell(Progress("done", f"another loader committed batch {plan.batch_id}; it goes on with the rest"))
                 break
+            ours = plan.batch_id
             batches.append(report)
             denied += [file for file in result.files if file.state == "DENIED"]
         if denied:
@@ -290,8 +311,37 @@ class StreamLoader:
                 f"{denied[0].path}: {denied[0].reason} Then load again."
             )
         retried = self._retried([records[path] for path in again], handled) if again else ()
+        cleaned, problem = Cleaned(), None
+        if self._stream.options.clean_source != "OFF" and session is not None and not yielded:
+            try:
+                tell(Progress("clean", "clean_source looks for files that are due"))
+                cleaned = self.clean(CLEAN_SECONDS)
+            except TelematicsError as error:
+                # The rows are in the table: a load does not fail for what can be cleaned later.
+                problem = str(error)
         done = self._report(batches, discovered, yielded, time.monotonic() - started)
-        return replace(done, operation=request.operation, retried=retried)
+        return replace(
+            done,
+            operation=request.operation,
+            retried=retried,
+            files_cleaned=cleaned.moved + cleaned.deleted,
+            cleaning_problem=problem,
+        )
+
+    def clean(self, seconds: float | None = None) -> Cleaned:
+        """Let `clean_source` do what is due. See `SourceCleaner.clean`."""
+        metadata = self._checkpoint.metadata()
+        return Cleaned() if metadata is None else self._cleaner.clean(self._checkpoint.ledger(metadata), seconds)
+
+    def maintain(self, progress: ProgressListener | None = None) -> MaintenanceReport:
+        """Keep table, checkpoint and landing folder small. See `Engine.maintain`."""
+        return maintain(self._stream, self._name, self._checkpoint, self._settled, self.clean, progress or _ignore)
+
+    def _settled(self) -> tuple[Metadata, Table] | None:
+        """Identity and table, with no commit that the checkpoint does not know of yet; None if it never began."""
+        while (session := self._open()) is not None and session.recovered is not None:
+            self._recover(session, session.recovered)
+        return None if session is None else (session.metadata, session.table)
 
     def _retried(self, before: list[FileRecord], handled: set[str]) -> tuple[RetriedFile, ...]:
         now = {record.path: record for record in self.files()}
@@ -375,7 +425,9 @@ class StreamLoader:
     def _finish(self, session: _Session, end: BatchCommit, commit: Commit) -> None:
         session.table.make_durable(commit)
         self._step("made_durable")
-        self._checkpoint.publish_commit(end)
+        # A clock that goes back makes nothing look older than it is.
+        before = 0 if session.last is None else session.last.committed_ns or 0
+        self._checkpoint.publish_commit(replace(end, committed_ns=max(before, self._clock())))
         self._step("commit_published")
         self._checkpoint.compact(session.metadata)
         self._step("compacted")
@@ -534,7 +586,14 @@ class StreamLoader:
                 "the table was "
                 f"replaced by an older copy. Restore the newer one, or {choices(name)}"
             )
-        since = table.commits(recorded)
+        try:
+            since = table.commits(recorded)
+        except TableMovedError:
+            # Maintenance proved the entries before it let them go.
+            verified = self._checkpoint.verified(metadata)
+            if verified <= recorded:
+                raise
+            since = table.commits(verified)
         for commit in since:
             # Rows that a widening of this stream wrote anew went nowhere.
             widening = commit.rewritten is not None and metadata.stream_id in commit.transactions
@@ -706,41 +765,13 @@ class StreamLoader:
 
     def files(self, state: FileState | None = None) -> list[FileRecord]:
         """Every file with its state, by path. See `Engine.files`."""
+        return [FileRecord(*row) for row in pl.DataFrame(self.file_table(state)).iter_rows()]
+
+    def file_table(self, state: FileState | None = None, limit: int | None = None) -> pa.Table:
+        """The same in columns. See `Engine.file_table`."""
         _, ledger, superseded, plan = self._known()
         found = self._discovery.run(ledger, superseded)
-        columns = ["path", "state", "reason", "size", "modified_ns", "batch_id", "rows"]
-        changed = found.changed.select("path", now_size="size", now_ns="modified_ns")
-        known = ledger.join(changed, on="path", how="left").with_columns(
-            state=pl.when(pl.col("now_ns").is_null()).then("state").otherwise(pl.lit("CHANGED")),
-            reason=pl.when(pl.col("now_ns").is_null())
-            .then("reason")
-            .when(pl.col("batch_id").is_null())
-            .then(pl.lit("changed after the stream began, when it was left out; its new content is not loaded"))
-            .otherwise(
-                pl.format(
-                    "changed after batch {} took it: {} bytes now; its new content is not loaded",
-                    "batch_id",
-                    "now_size",
-                )
-            ),
-            size=pl.coalesce("now_size", "size"),
-            modified_ns=pl.coalesce("now_ns", "modified_ns"),
-        )
-        records = {row[0]: FileRecord(*row) for row in known.select(columns).iter_rows()}
-        for file in as_files(found.ready):
-            before = records.get(file.path)
-            again = before is not None and before.state in ("INGESTED", "SKIPPED_EXISTING")
-            reason = "it was overwritten; its new rows will stand beside the old ones" if again else None
-            records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
-        for file, reason in found.waiting:
-            records[file.path] = FileRecord(file.path, "DISCOVERED", reason, file.size, file.modified_ns, None, None)
-        for file in () if plan is None else plan.files:
-            planned = f"planned in batch {plan.batch_id}, which is not committed yet" if plan else None
-            records[file.path] = FileRecord(file.path, "DISCOVERED", planned, file.size, file.modified_ns, None, None)
-        for problem in found.problems:
-            path = problem.path
-            records[path] = FileRecord(path, "SKIPPED_CORRUPTED", problem.reason, None, None, None, None)
-        return [records[path] for path in sorted(records) if state is None or records[path].state == state]
+        return file_table(ledger, found, plan, self._cleaner.reasons(), state, limit)
 
     def balance(self, since_batch: int) -> list[BatchBalance]:
         """Rows of each batch's files against rows of its commit. See `Engine.balance`."""
@@ -758,15 +789,17 @@ class StreamLoader:
         )
         if expected.is_empty():
             return []
-        first = _whole(expected["table_version"].min())
+        held = table.commits(_whole(expected["table_version"].min()) - 1, held=True)
         added = {
             commit.transactions[metadata.stream_id]: commit
-            for commit in table.commits(first - 1)
+            for commit in held
             if metadata.stream_id in commit.transactions
         }
+        oldest = held[0].version if held else table.version + 1
         return [
             BatchBalance(batch, version, rows, added[batch].rows if batch in added else 0)
             for batch, rows, version in expected.iter_rows()
+            if version >= oldest
         ]
 
     def duplicates(self, since_batch: int) -> Duplicates:

@@ -186,6 +186,8 @@ class IngestReport:
         seconds: How long it took.
         operation: What was asked for.
         retried: The files that were asked to be read again, as given.
+        files_cleaned: Source files that `clean_source` moved or deleted.
+        cleaning_problem: What kept `clean_source` from its work; the load itself is whole, and the next one goes on.
     """
 
     stream: str
@@ -199,6 +201,8 @@ class IngestReport:
     seconds: float
     operation: Operation = "load"
     retried: tuple[RetriedFile, ...] = ()
+    files_cleaned: int = 0
+    cleaning_problem: str | None = None
 
     @property
     def files_ingested(self) -> int:
@@ -335,6 +339,47 @@ class BatchBalance:
 
 
 @dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """What one `maintain` did to a stream's table, its checkpoint and its landing folder.
+
+    Attributes:
+        stream: Name of the stream.
+        table: Full table name.
+        table_version: Delta version of the table afterwards; None if there is no table yet.
+        files_before: Data files of the table.
+        files_after: Data files after compaction.
+        bytes_before: Their bytes.
+        bytes_after: Their bytes after compaction.
+        files_removed: Files that no version of the last days needs, and that are deleted now.
+        bytes_removed: Their bytes.
+        log_entries_removed: Entries of the table's log that have expired and are deleted now.
+        ledger_parts_before: Files that the checkpoint's ledger was read from.
+        ledger_parts_after: The same, merged.
+        sources_moved: Files of the landing folder that `clean_source` moved.
+        sources_deleted: Files of the landing folder that `clean_source` deleted.
+        notes: What was left for the next time, and why.
+        seconds: How long it took.
+    """
+
+    stream: str
+    table: str
+    table_version: int | None = None
+    files_before: int = 0
+    files_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    files_removed: int = 0
+    bytes_removed: int = 0
+    log_entries_removed: int = 0
+    ledger_parts_before: int = 0
+    ledger_parts_after: int = 0
+    sources_moved: int = 0
+    sources_deleted: int = 0
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Violations:
     """How many rows of the asked batches have an implausible value in one column.
 
@@ -432,6 +477,10 @@ class Engine(Protocol):
         """Every file of the stream with its state, by path; only those in `state` if given."""
         ...
 
+    def file_table(self, stream: FileStream, state: FileState | None = None, limit: int | None = None) -> pa.Table:
+        """The same in columns, for many files: the fields of `FileRecord`, at most `limit` of them."""
+        ...
+
     def tables(self) -> Sequence[TableState]:
         """All tables of the bronze schema, by name."""
         ...
@@ -488,6 +537,20 @@ class Engine(Protocol):
 
         Raises:
             OptionError: If neither is asked for while the table is there, or both are.
+        """
+        ...
+
+    def maintain(self, stream: FileStream, progress: ProgressListener | None = None) -> MaintenanceReport:
+        """Keep a stream's table, checkpoint and landing folder small; its rows and what is known of it stay the same.
+
+        Compacts small data files, deletes those that no version of the last days needs, writes a log checkpoint and
+        deletes expired log entries, merges the ledger, and lets `clean_source` do all that is due. Safe at any time,
+        while loads run, and when killed.
+
+        Raises:
+            CheckpointError: As `ingest` does.
+            TableError: As `ingest` does.
+            TransientError: Something did not answer; what was done before is done.
         """
         ...
 

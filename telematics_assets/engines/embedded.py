@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -57,6 +58,7 @@ from telematics_assets.engines.base import (
     Finding,
     IngestReport,
     IngestRequest,
+    MaintenanceReport,
     PendingFiles,
     Progress,
     ProgressListener,
@@ -135,6 +137,7 @@ class EmbeddedEngine:
         settle_seconds: float = 1.0,
         incomplete_seconds: float = 300.0,
         on_step: Callable[[str], None] | None = None,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Tie the engine to a Volume and a lakehouse.
 
@@ -144,7 +147,9 @@ class EmbeddedEngine:
             names: Catalog, schemas and Volume name.
             settle_seconds: Settle time of young files, seconds.
             incomplete_seconds: How long a file without its end may still be growing, seconds.
-            on_step: Called at every step of a batch (`autoloader.loader.STEPS`).
+            on_step: Called at every step of a batch (`autoloader.loader.STEPS`) and of `clean_source`
+                (`autoloader.cleaning.CLEANING_STEPS`).
+            clock: Wall clock of commits and of `clean_source`, nanoseconds.
         """
         self._volume = volume
         self._lakehouse = lakehouse
@@ -152,6 +157,7 @@ class EmbeddedEngine:
         self._settle = settle_seconds
         self._incomplete = incomplete_seconds
         self._on_step = on_step
+        self._clock = clock
         self._loaders: dict[str, tuple[FileStream, StreamLoader]] = {}
         self._lock = threading.Lock()
 
@@ -178,6 +184,10 @@ class EmbeddedEngine:
     def files(self, stream: FileStream, state: FileState | None = None) -> Sequence[FileRecord]:
         """See `Engine.files`."""
         return self._loader(stream).files(state)
+
+    def file_table(self, stream: FileStream, state: FileState | None = None, limit: int | None = None) -> pa.Table:
+        """See `Engine.file_table`."""
+        return self._loader(stream).file_table(state, limit)
 
     def tables(self) -> Sequence[TableState]:
         """See `Engine.tables`."""
@@ -225,6 +235,10 @@ class EmbeddedEngine:
         """Make checkpoint and table agree again. See `StreamLoader.reset`."""
         return self._loader(stream).reset(rebuild=rebuild, drop_table=drop_table)
 
+    def maintain(self, stream: FileStream, progress: ProgressListener | None = None) -> MaintenanceReport:
+        """See `Engine.maintain`."""
+        return self._loader(stream).maintain(progress)
+
     def doctor(self, streams: Sequence[FileStream] = ()) -> Sequence[Finding]:
         """See `Engine.doctor`."""
         catalog, schema = self._names.catalog, self._names.bronze_schema
@@ -268,6 +282,7 @@ class EmbeddedEngine:
                 settle_seconds=self._settle,
                 incomplete_seconds=self._incomplete,
                 on_step=self._on_step,
+                clock=self._clock,
             )
             self._loaders[stream.name] = (stream, loader)
             return loader

@@ -93,11 +93,15 @@ class Table(Protocol):
         """The last transaction version that the application committed, or None."""
         ...
 
-    def commits(self, after: int) -> Sequence[Commit]:
+    def commits(self, after: int, *, held: bool = False) -> Sequence[Commit]:
         """The log's entries from version `after + 1` to this snapshot's, in order.
 
+        Args:
+            after: Version before the first.
+            held: Whether to begin later where the log no longer reaches back that far.
+
         Raises:
-            TableMovedError: If the log does not reach back that far.
+            TableMovedError: If the log does not reach back that far, unless `held`.
         """
         ...
 
@@ -178,6 +182,30 @@ class Table(Protocol):
 
     def make_durable(self, commit: Commit) -> None:
         """Bring a commit's data files, log entry and folders safely to disk."""
+        ...
+
+    def compact(self) -> bool:
+        """Write small data files together, in a commit that changes no row; the handle then shows the newest version.
+
+        Returns:
+            Whether there was anything to do.
+
+        Raises:
+            CommitConflictError: If another writer took one of the files out first; nothing was changed.
+            TableUnsupportedError: If the table has a feature that this can't be done with.
+        """
+        ...
+
+    def vacuum(self) -> tuple[int, int]:
+        """Delete files that no version of the last days needs, also those of writers that were killed.
+
+        Returns:
+            How many, and their bytes.
+        """
+        ...
+
+    def trim_log(self) -> int:
+        """Write a log checkpoint at this version, and delete expired entries before it; how many."""
         ...
 
     def count(self) -> int:

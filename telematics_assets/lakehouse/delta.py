@@ -34,6 +34,7 @@ from telematics_assets.errors import (
     TableUnsupportedError,
     VolumeUnavailableError,
 )
+from telematics_assets.lakehouse import upkeep
 from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit
 from telematics_assets.lakehouse.stores import LocalStore, ObjectTableStore, TableStore
 from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, has_true_statistics, storable, wider
@@ -174,9 +175,18 @@ class DeltaLakeTable:
         with self._asking():
             return self._handle.transaction_version(app_id)
 
-    def commits(self, after: int) -> Sequence[Commit]:
+    def commits(self, after: int, *, held: bool = False) -> Sequence[Commit]:
         """See `Table.commits`."""
-        return [self._commit(version) for version in range(after + 1, self.version + 1)]
+        found: list[Commit] = []
+        # Newest first: expired entries go from the other end.
+        for version in range(self.version, after, -1):
+            try:
+                found.append(self._commit(version))
+            except TableMovedError:
+                if held:
+                    break
+                raise
+        return found[::-1]
 
     def append(
         self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
@@ -368,6 +378,53 @@ class DeltaLakeTable:
         """Whether a later version took the file out, as compaction does; VACUUM may have deleted it then."""
         later = range(version + 1, self.version + 1)
         return any(action.get("remove", {}).get("path") == path for v in later for action in self._actions(v))
+
+    def compact(self) -> bool:
+        """See `Table.compact`."""
+        before = self.version
+        with self._keeping():
+            upkeep.compact(self._handle, TARGET_FILE_BYTES, ROW_GROUP_ROWS)
+        # A crash must not leave rows in files that are not on disk yet, when VACUUM takes the old ones away.
+        for version in range(before + 1, self.version + 1):
+            self.make_durable(Commit(version, "OPTIMIZE"))
+        return self.version > before
+
+    def vacuum(self) -> tuple[int, int]:
+        """See `Table.vacuum`."""
+        before = self.version
+        with self._keeping():
+            removed = upkeep.vacuum(self._handle, self.properties)
+        # VACUUM counts the bytes in the log, but only says the names of the files.
+        commits = [action["commitInfo"] for v in range(before + 1, self.version + 1) for action in self._actions(v)]
+        return removed, sum(int(c.get("operationMetrics", {}).get("sizeOfDataToDelete", 0)) for c in commits)
+
+    def trim_log(self) -> int:
+        """See `Table.trim_log`."""
+        with self._keeping():
+            self._handle.create_checkpoint()
+            if not self._store.durable:
+                log = os.path.join(self._path, "_delta_log")
+                for name in (f"{self.version:020d}.checkpoint.parquet", "_last_checkpoint"):
+                    _sync_file(os.path.join(log, name))
+                sync_folder(log)
+            before = self._store.log_entries(self._path)
+            self._handle.cleanup_metadata()
+            return max(before - self._store.log_entries(self._path), 0)
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Maintenance: its conflicts and failures by their names."""
+        if "deletionVectors" in (self._handle.protocol().reader_features or ()):
+            raise TableUnsupportedError(
+                f"{self._name} has deletion vectors, which this engine can't maintain. Drop that table feature, or "
+                "maintain it with the engine that made them."
+            )
+        try:
+            yield
+        except CommitFailedError as error:
+            raise _conflict(self._name, error) from error
+        except (DeltaError, OSError) as error:
+            raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
 
     def count(self) -> int:
         """See `Table.count`."""

@@ -83,6 +83,10 @@ class TableStore(Protocol):
         """
         ...
 
+    def log_entries(self, path: str) -> int:
+        """How many files the log of a table has."""
+        ...
+
     def rows(
         self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None
     ) -> pa.Table:
@@ -161,6 +165,10 @@ class LocalStore:
         """See `TableStore.read_log`."""
         with open(entry, "rb") as handle:
             return handle.read()
+
+    def log_entries(self, path: str) -> int:
+        """See `TableStore.log_entries`."""
+        return len(os.listdir(os.path.join(path, "_delta_log")))
 
     def rows(
         self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None
@@ -267,6 +275,11 @@ class ObjectTableStore:
             raise
         except self._objects.STORE_ERRORS as error:
             raise self._objects.translate(error, entry) from error
+
+    def log_entries(self, path: str) -> int:
+        """See `TableStore.log_entries`."""
+        with self._objects.translating(path):
+            return len(self._store.list(f"{self._key(path)}/_delta_log").collect())
 
     def rows(
         self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None

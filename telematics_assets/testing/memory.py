@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class MemoryTable:
         found = [c.transactions[app_id] for c in self._store.commits[: self._version + 1] if app_id in c.transactions]
         return found[-1] if found else None
 
-    def commits(self, after: int) -> Sequence[Commit]:
+    def commits(self, after: int, *, held: bool = False) -> Sequence[Commit]:
         """See `Table.commits`."""
         return self._store.commits[after + 1 : self._version + 1]
 
@@ -180,6 +181,18 @@ class MemoryTable:
 
     def make_durable(self, commit: Commit) -> None:
         """Nothing to do: memory is as durable as it gets."""
+
+    def compact(self) -> bool:
+        """See `Table.compact`. Memory has no files."""
+        return False
+
+    def vacuum(self) -> tuple[int, int]:
+        """See `Table.vacuum`."""
+        return 0, 0
+
+    def trim_log(self) -> int:
+        """See `Table.trim_log`."""
+        return 0
 
     def count(self) -> int:
         """See `Table.count`."""
@@ -284,6 +297,7 @@ class MemoryEngine(EmbeddedEngine):
         settle_seconds: float = 0.0,
         incomplete_seconds: float = 0.0,
         on_step: Callable[[str], None] | None = None,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Make an empty engine; files are taken at once, complete or not, unless the seconds say otherwise."""
         names = names or Names()
@@ -296,6 +310,7 @@ class MemoryEngine(EmbeddedEngine):
             settle_seconds=settle_seconds,
             incomplete_seconds=incomplete_seconds,
             on_step=on_step,
+            clock=clock,
         )
 
     @property

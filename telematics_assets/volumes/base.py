@@ -137,6 +137,14 @@ class Volume(Protocol):
         """Delete a file; none there is no error."""
         ...
 
+    def remove(self, file: FileEntry) -> bool:
+        """Delete a file only if it still is this one: size, modification time and version tag.
+
+        Returns:
+            False if there is none, or another one, which is untouched.
+        """
+        ...
+
 
 def check_path(path: str) -> str:
     """Validate a path relative to a Volume and return it.

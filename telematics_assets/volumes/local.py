@@ -12,6 +12,7 @@ does. Listing is `os.scandir`, because one odd name (a tab, bytes that are not U
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -188,6 +189,34 @@ class LocalVolume:
             return
         except OSError as error:
             raise translate(error, self._at(path)) from error
+
+    def remove(self, file: FileEntry) -> bool:
+        """See `Volume.remove`.
+
+        The file is moved aside before it is compared for the last time: what is written under its name meanwhile is
+        then another file. A process that dies in between leaves it aside under a hidden name that the next call knows.
+        """
+        path = self._at(file.path)
+        folder, name = os.path.split(path)
+        aside = os.path.join(folder, f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.removing")
+        try:
+            if not os.path.lexists(aside):
+                if self.stat(file.path) != file:
+                    return False
+                os.rename(path, aside)
+            info = os.stat(aside, follow_symlinks=False)
+            ours = (info.st_size, info.st_mtime_ns, str(info.st_ino)) == (file.size, file.modified_ns, file.etag)
+            if not ours:
+                # What stands under its name by now came later, and would have replaced it there.
+                with suppress(FileExistsError):
+                    os.link(aside, path)
+            os.unlink(aside)
+            sync_folder(folder)
+            return ours
+        except _GONE:
+            return False
+        except OSError as error:
+            raise translate(error, path) from error
 
     def _at(self, path: str) -> str:
         return os.path.join(self._root, check_path(path))

@@ -110,6 +110,19 @@ class MemoryVolume:
         with self._lock:
             self._files.pop(check_path(path), None)
 
+    def remove(self, file: FileEntry) -> bool:
+        """See `Volume.remove`."""
+        with self._lock:
+            there = self._files.get(check_path(file.path))
+            if there is None or (len(there.data), there.modified_ns, there.etag) != (
+                file.size,
+                file.modified_ns,
+                file.etag,
+            ):
+                return False
+            del self._files[file.path]
+            return True
+
     def _publish(self, path: str, data: bytes, modified_ns: int) -> bool:
         check_path(path)
         with self._lock:

@@ -331,6 +331,13 @@ class ObjectVolume:
                 if not left or not failure.transient:
                     raise failure from error
 
+    def remove(self, file: FileEntry) -> bool:
+        """See `Volume.remove`. obstore has no conditional delete: a write within the same round trip is not seen."""
+        if self.stat(file.path) != file:
+            return False
+        self.delete(file.path)
+        return True
+
     def _at(self, path: str) -> str:
         return f"{self._url}/{path}"
 

@@ -87,7 +87,7 @@ def run(checkpoint: Checkpoint, batch: int, decisions: list[Decision], *, compac
 
 def as_dict(ledger: pl.DataFrame) -> dict[str, Row]:
     assert dict(ledger.schema) == LEDGER_SCHEMA
-    found = {row[0]: row[1:] for row in ledger.iter_rows()}
+    found = {row[0]: row[1:8] for row in ledger.iter_rows()}
     assert len(found) == ledger.height, "one row per path"
     return found
 
@@ -95,7 +95,7 @@ def as_dict(ledger: pl.DataFrame) -> dict[str, Row]:
 def superseded(checkpoint: Checkpoint, metadata: Metadata) -> dict[tuple[str, int], Row]:
     frame = checkpoint.versions(metadata)[1]
     assert dict(frame.schema) == LEDGER_SCHEMA
-    found = {(row[0], row[6]): row[1:] for row in frame.iter_rows()}
+    found = {(row[0], row[6]): row[1:8] for row in frame.iter_rows()}
     assert len(found) == frame.height, "one row per version"
     return found
 
@@ -465,7 +465,8 @@ def test_a_rebuilt_ledger_begins_a_generation_that_knows_its_files() -> None:
     checkpoint.ledger(IDENTITY)
     batch = checkpoint.next_free_batch()
     assert batch == 12
-    files = pl.DataFrame([("f/kept", None, 5_000, "INGESTED", None, 3, batch, 40)], schema=LEDGER_SCHEMA, orient="row")
+    kept = ("f/kept", None, 5_000, "INGESTED", None, 3, batch, 40, None, None)
+    files = pl.DataFrame([kept], schema=LEDGER_SCHEMA, orient="row")
     anew = Metadata("anew", "table-id", batch, 40)
     checkpoint.begin_from(anew, files, BatchCommit(batch, "rebuilt", 40))
     for reader in (checkpoint, Checkpoint(volume, "stream")):

@@ -91,7 +91,7 @@ def discovery(
 
 
 def ledger(*rows: tuple[str, int | None, int, str]) -> pl.DataFrame:
-    full = [(path, size, modified, state, None, 1, 0, 1) for path, size, modified, state in rows]
+    full = [(path, size, modified, state, None, 1, 0, 1, None, None) for path, size, modified, state in rows]
     return pl.DataFrame(full, schema=LEDGER_SCHEMA, orient="row")
 
 

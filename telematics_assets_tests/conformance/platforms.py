@@ -115,6 +115,24 @@ class CheckpointPlatform(Platform):
             incomplete_seconds=incomplete_seconds,
         )
 
+    def engine_when(
+        self,
+        now_ns: Callable[[], int],
+        on_step: Callable[[str], None] | None = None,
+        volume: Volume | None = None,
+    ) -> Engine:
+        """An engine as a fresh process has it, with a clock of its own.
+
+        Args:
+            now_ns: The clock, nanoseconds since the epoch.
+            on_step: Told every step; what it raises ends the process there.
+            volume: Stands between the engine and the landing Volume.
+        """
+        volume = volume or self.volume
+        return EmbeddedEngine(
+            volume, self.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0, on_step=on_step, clock=now_ns
+        )
+
     def checkpoint(self, stream: FileStream) -> dict[str, bytes]:
         """A copy of the stream's checkpoint: content by path below its folder."""
         root = f"_checkpoints/{stream.name}"
@@ -255,6 +273,9 @@ class _MeddledVolume:
 
     def delete(self, path: str) -> None:
         self._volume.delete(path)
+
+    def remove(self, file: FileEntry) -> bool:
+        return self._volume.remove(file)
 
 
 class _MeddledSource:

@@ -1,0 +1,67 @@
+"""Maintenance in Dagster: a job with one op for each table, and its schedule, which is off until somebody turns it on.
+
+Belongs here: the job, its ops and its schedule.
+Does not belong here: what maintenance does (`Engine.maintain`), what its metadata looks like (`metadata.py`).
+
+https://docs.dagster.io/guides/build/jobs/op-jobs
+"""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from telematics_assets.assets.boundary import failures_for_dagster
+from telematics_assets.assets.files import RETRY_POLICY, ProgressLog
+from telematics_assets.catalog import FileStream
+from telematics_assets.engines.base import Engine
+from telematics_assets.metadata import maintenance_metadata
+
+JOB_NAME = "maintenance"
+
+#: Once a day, at night (UTC).
+CRON = "30 2 * * *"
+
+
+def maintenance_job(streams: Sequence[FileStream]) -> dg.JobDefinition:
+    """The job that keeps the tables, checkpoints and landing folders of all streams small.
+
+    Args:
+        streams: The file streams; each becomes an op, and one that fails doesn't keep the others from it.
+    """
+    ops = [_maintain_op(stream) for stream in streams]
+
+    @dg.job(
+        name=JOB_NAME,
+        description="Compact tables, delete what they no longer need, merge checkpoints, let clean_source work.",
+    )
+    def maintenance() -> None:
+        for op in ops:
+            op()
+
+    return maintenance
+
+
+def maintenance_schedule(job: dg.JobDefinition) -> dg.ScheduleDefinition:
+    """Runs the job daily once it is turned on in the UI."""
+    return dg.ScheduleDefinition(
+        name=f"{JOB_NAME}_daily",
+        job=job,
+        cron_schedule=CRON,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+    )
+
+
+def _maintain_op(stream: FileStream) -> dg.OpDefinition:
+    @dg.op(
+        name=f"maintain_{stream.name}",
+        description=f"Maintains {stream.table} and what belongs to it. Loads may run meanwhile.",
+        out=dg.Out(dg.Nothing),
+        retry_policy=RETRY_POLICY,
+    )
+    def maintain(context: dg.OpExecutionContext, engine: dg.ResourceParam[Engine]) -> None:
+        with failures_for_dagster(context):
+            report = engine.maintain(stream, ProgressLog(context.log))
+        context.add_output_metadata(maintenance_metadata(report))
+
+    return maintain
