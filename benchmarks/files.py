@@ -9,6 +9,7 @@ what is printed is the median of the rounds. Imports are not timed, and both wri
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -29,9 +30,15 @@ from telematics_assets.catalog import TELEMATICS, TELEMATICS_TEST, FileStream, N
 if TYPE_CHECKING:
     import polars as pl
 
+    from telematics_assets.volumes.base import Volume
+
 LOCATION = Names().volume_location
 ROUNDS = 3
 INCREMENTAL = TELEMATICS.with_options(use_incremental_listing="auto")
+#: New files of the measure of planning: five batches.
+PLANNED = 5_000
+#: Measures that change nothing in their home.
+STANDING = ("look", "incremental", "files")
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,19 @@ def prepare_small(home: Path, quick: bool) -> None:
 
 def prepare_known(home: Path, quick: bool) -> None:
     """A million files, all known to the ledger."""
+    from telematics_assets.volumes.local import LocalVolume
+
+    know_files(LocalVolume(home / LOCATION.lstrip("/"), LOCATION), 10 if quick else 1000)
+
+
+def know_files(volume: Volume, days: int, begun: bool = False) -> None:
+    """Land a thousand empty files a day and write a ledger that knows them, of a stream that has begun or never did."""
     import polars as pl
 
     from telematics_assets.autoloader.checkpoint import LEDGER_SCHEMA, BatchCommit, Checkpoint, Metadata
-    from telematics_assets.volumes.local import LocalVolume
 
-    volume = LocalVolume(home / LOCATION.lstrip("/"), LOCATION)
     root = Path(volume.uri)
-    for day in range(10 if quick else 1000):
+    for day in range(days):
         folder = root / "parquet" / f"day-{day:04d}"
         folder.mkdir(parents=True)
         for number in range(1000):
@@ -97,7 +109,32 @@ def prepare_known(home: Path, quick: bool) -> None:
         committed_ns=pl.lit(1, pl.Int64),
     )
     assert set(ledger.columns) == set(LEDGER_SCHEMA)
-    Checkpoint(volume, "telematics").begin_from(Metadata("bench", "bench", 0, 1), ledger, BatchCommit(0, "bench", 1))
+    checkpoint = Checkpoint(volume, "telematics")
+    identity, last = Metadata("bench", "bench", 0, 1), BatchCommit(0, "bench", 1)
+    if begun:
+        identity = checkpoint.metadata() or identity
+        last = checkpoint.last_commit(identity) or last
+        checkpoint.forget()
+    checkpoint.begin_from(identity, ledger, last)
+
+
+def prepare_plan(home: Path, quick: bool) -> None:
+    """Two homes, of many and of a thousand known files; thousands of new small ones in each."""
+    from telematics_assets.engines.embedded import open_engine
+    from telematics_assets.settings import Settings
+
+    for name, days in (("many", 10 if quick else 1000), ("few", 1)):
+        place = home / name
+        engine = open_engine(Settings(home=place, settle_seconds=0, incomplete_seconds=0))
+        root = Path(engine.volume.uri)
+        land_points(place, TELEMATICS, 1, 10)
+        (first,) = (root / "parquet").rglob("*.parquet")
+        engine.ingest(TELEMATICS)
+        know_files(engine.volume, days, begun=True)
+        folder = root / "parquet" / "new"
+        folder.mkdir()
+        for number in range(PLANNED):
+            shutil.copyfile(first, folder / f"new-{number:06d}.parquet")
 
 
 def prepare_incremental(home: Path, quick: bool) -> None:
@@ -170,6 +207,56 @@ def work_incremental(home: Path) -> int:
     return timed(lambda: engine.look(INCREMENTAL).known)
 
 
+def work_files(home: Path) -> int:
+    """Ours: every file with its state, as JSON."""
+    import polars as pl
+
+    from telematics_assets.cli import print_files
+    from telematics_assets.engines.embedded import open_engine
+    from telematics_assets.settings import Settings
+
+    engine = open_engine(Settings(home=home))
+    engine.look(TELEMATICS)
+
+    def listed() -> int:
+        found = pl.DataFrame(engine.file_table(TELEMATICS))
+        with (home / "files.json").open("w") as out, contextlib.redirect_stdout(out):
+            print_files(found)
+        return found.height
+
+    return timed(listed)
+
+
+def work_plan(home: Path, place: str = "many") -> int:
+    """Plan all that is new: the time from the end of a listing, or of a batch, to the plan."""
+    from telematics_assets.engines.embedded import EmbeddedEngine, open_volume
+    from telematics_assets.lakehouse.delta import DeltaLakehouse
+    from telematics_assets.settings import Settings
+
+    settings = Settings(home=home / place)
+    seconds = [0.0, time.perf_counter()]
+
+    def on_step(step: str) -> None:
+        now = time.perf_counter()
+        if step in ("opened", "planned"):
+            seconds[0] += now - seconds[1]
+        if step != "file_read":
+            seconds[1] = now
+
+    engine = EmbeddedEngine(
+        open_volume(settings),
+        DeltaLakehouse(home / place / "tables"),
+        settings.names,
+        settle_seconds=0,
+        incomplete_seconds=0,
+        on_step=on_step,
+    )
+    result = engine.ingest(TELEMATICS).files_ingested
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds[0], "result": result, "peak": peak, "before": 0}), flush=True)
+    return result
+
+
 def floor_look(home: Path) -> int:
     """Floor: an `os.scandir` walk with stat."""
 
@@ -196,6 +283,8 @@ WORKS: dict[str, tuple[Callable[[Path], int], Callable[[Path], int]]] = {
     "small": (lambda home: work_load(home, TELEMATICS), floor_parquet),
     "look": (work_look, floor_look),
     "incremental": (work_incremental, floor_look),
+    "files": (work_files, work_look),
+    "plan": (work_plan, lambda home: work_plan(home, "few")),
 }
 
 MEASURES = (
@@ -205,6 +294,8 @@ MEASURES = (
     Measure("small", "4,000 small Parquet files", "polars scan, one Delta commit", 1.5, prepare_small),
     Measure("look", "no-op look at 1,000,000 known files", "os.scandir walk with stat", 1.3, prepare_known),
     Measure("incremental", "the same, listed incrementally", "os.scandir walk with stat", 0.1, prepare_incremental),
+    Measure("files", "files 1 M known, as JSON", "look at the same files", 1.5, prepare_known),
+    Measure("plan", "planning 5,000 new beside 1 M known", "the same beside 1,000 known", 1.2, prepare_plan),
 )
 
 
@@ -238,7 +329,9 @@ def measure(what: Measure, quick: bool) -> None:
         for _ in range(ROUNDS):
             ours.append(run(what.name, 0, home))
             floor.append(run(what.name, 1, home))
-            if WORKS[what.name][1] is not floor_look:
+            if what.name == "plan":
+                break
+            if what.name not in STANDING:
                 for leftover in (home / "floor", home / "tables", home / LOCATION.lstrip("/") / "_checkpoints"):
                     shutil.rmtree(leftover, ignore_errors=True)
         if {o["result"] for o in ours} != {f["result"] for f in floor}:

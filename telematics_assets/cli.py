@@ -356,19 +356,11 @@ def files(
     wanted = _file_state(state)
     # Without a limit, one row more than is shown tells that there are more.
     asked = limit if as_json or limit else _SHOWN + 1
-    listed = pl.DataFrame(_engine(load_settings()).file_table(target, wanted, asked)).select(
-        "path",
-        "state",
-        "reason",
-        "size",
-        # Whole microseconds.
-        modified_at=pl.from_epoch(pl.col("modified_ns") // 1000, "us").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"),
-        batch_id="batch_id",
-    )
+    listed = pl.DataFrame(_engine(load_settings()).file_table(target, wanted, asked))
     if as_json:
-        _print_rows(listed)
+        print_files(listed)
         return
-    _show(listed.head(limit or _SHOWN).to_dicts(), False, f"Files of {stream}")
+    _show(_file_rows(listed.head(limit or _SHOWN)).to_dicts(), False, f"Files of {stream}")
     if limit is None and listed.height > _SHOWN:
         _note(f"only the first {_SHOWN:,} are shown. --limit shows more, --state fewer, --json all.")
 
@@ -614,13 +606,25 @@ def _print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _print_rows(frame: pl.DataFrame) -> None:
-    """A frame as one JSON list, written part by part."""
+def print_files(found: pl.DataFrame) -> None:
+    """Files as one JSON list on stdout, written part by part.
+
+    Args:
+        found: As `Engine.file_table` gives them.
+    """
     typer.echo("[", nl=False)
-    for number, part in enumerate(frame.iter_slices(100_000)):
+    for number, part in enumerate(found.iter_slices(100_000)):
         if part.height:
-            typer.echo((",\n" if number else "") + part.write_json()[1:-1], nl=False)
+            typer.echo((",\n" if number else "") + _file_rows(part).write_json()[1:-1], nl=False)
     typer.echo("]")
+
+
+def _file_rows(found: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    # Whole microseconds.
+    moment = pl.from_epoch(pl.col("modified_ns") // 1000, "us").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+    return found.select("path", "state", "reason", "size", modified_at=moment, batch_id="batch_id")
 
 
 def _fail(error: TelematicsError, as_json: bool) -> None:

@@ -507,7 +507,8 @@ class Checkpoint:
         name = f"{metadata.stream_id}.{_number(table_version)}"
         self._volume.create(f"{folder}/{name}", b"")
         for other in self._volume.names(folder):
-            if other < name or not other.startswith(metadata.stream_id):
+            # Hidden ones are being published.
+            if other[0] != "." and (other < name or not other.startswith(f"{metadata.stream_id}.")):
                 self._volume.delete(f"{folder}/{other}")
 
     def verified(self, metadata: Metadata) -> int:

@@ -17,7 +17,7 @@ from telematics_assets.autoloader.checkpoint import Checkpoint, Metadata
 from telematics_assets.autoloader.cleaning import Cleaned
 from telematics_assets.catalog import FileStream, TableName
 from telematics_assets.engines.base import MaintenanceReport, Progress, ProgressListener
-from telematics_assets.errors import CommitConflictError, OptionError
+from telematics_assets.errors import CommitConflictError, OptionError, SchemaError
 from telematics_assets.lakehouse.base import Table
 
 _TRIES = 3
@@ -60,6 +60,9 @@ def maintain(
             if not left:
                 notes.append(f"compaction is left for the next time: {error}")
             metadata, table = settled() or (metadata, table)
+        except SchemaError as error:
+            notes.append(f"the table can't be compacted: {error}")
+            break
     files, size = table.size()
     report = replace(report, files_after=files, bytes_after=size)
 

@@ -383,7 +383,7 @@ class DeltaLakeTable:
         """See `Table.compact`."""
         before = self.version
         with self._keeping():
-            upkeep.compact(self._handle, TARGET_FILE_BYTES, ROW_GROUP_ROWS)
+            upkeep.compact(self._handle, self._name, self._path, self._store, TARGET_FILE_BYTES, ROW_GROUP_ROWS)
         # A crash must not leave rows in files that are not on disk yet, when VACUUM takes the old ones away.
         for version in range(before + 1, self.version + 1):
             self.make_durable(Commit(version, "OPTIMIZE"))
@@ -395,8 +395,9 @@ class DeltaLakeTable:
         with self._keeping():
             removed = upkeep.vacuum(self._handle, self.properties)
         # VACUUM counts the bytes in the log, but only says the names of the files.
-        commits = [action["commitInfo"] for v in range(before + 1, self.version + 1) for action in self._actions(v)]
-        return removed, sum(int(c.get("operationMetrics", {}).get("sizeOfDataToDelete", 0)) for c in commits)
+        since = [action for version in range(before + 1, self.version + 1) for action in self._actions(version)]
+        metrics = [action["commitInfo"].get("operationMetrics", {}) for action in since if "commitInfo" in action]
+        return removed, sum(int(metric.get("sizeOfDataToDelete", 0)) for metric in metrics)
 
     def trim_log(self) -> int:
         """See `Table.trim_log`."""

@@ -24,7 +24,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from telematics_assets.catalog import BATCH_ID
 from telematics_assets.errors import TableUnsupportedError
-from telematics_assets.volumes.local import sync_folder, translate
+from telematics_assets.volumes.local import LocalVolume, sync_folder, translate
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -85,6 +85,10 @@ class TableStore(Protocol):
 
     def log_entries(self, path: str) -> int:
         """How many files the log of a table has."""
+        ...
+
+    def publish(self, entry: str, data: bytes) -> bool:
+        """Write a log entry, by its full path, if there is none; whether it is there by this call."""
         ...
 
     def rows(
@@ -169,6 +173,11 @@ class LocalStore:
     def log_entries(self, path: str) -> int:
         """See `TableStore.log_entries`."""
         return len(os.listdir(os.path.join(path, "_delta_log")))
+
+    def publish(self, entry: str, data: bytes) -> bool:
+        """See `TableStore.publish`."""
+        folder, _, name = entry.rpartition("/")
+        return LocalVolume(Path(folder), folder).create(name, data)
 
     def rows(
         self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None
@@ -280,6 +289,10 @@ class ObjectTableStore:
         """See `TableStore.log_entries`."""
         with self._objects.translating(path):
             return len(self._store.list(f"{self._key(path)}/_delta_log").collect())
+
+    def publish(self, entry: str, data: bytes) -> bool:
+        """See `TableStore.publish`."""
+        return self._objects.ObjectVolume(self._url, self._url).create(self._key(entry), data)
 
     def rows(
         self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None

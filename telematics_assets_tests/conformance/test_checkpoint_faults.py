@@ -13,6 +13,7 @@ from collections.abc import Callable
 import polars as pl
 import pytest
 
+from telematics_assets.autoloader.checkpoint import FORMAT
 from telematics_assets.catalog import FileStream
 from telematics_assets.engines.base import IngestReport
 from telematics_assets.errors import (
@@ -260,13 +261,13 @@ def test_a_checkpoint_of_a_newer_version_is_left_alone(checkpoint_platform: Chec
     newer = dict(copy)
     if part == "ledger":
         buffer = io.BytesIO()
-        pl.read_parquet(copy[name]).write_parquet(buffer, metadata={"telematics.format": "2"})
+        pl.read_parquet(copy[name]).write_parquet(buffer, metadata={"telematics.format": str(FORMAT + 1)})
         newer[name] = buffer.getvalue()
     else:
-        newer[name] = json.dumps({**json.loads(copy[name]), "format": 2, "more": True}).encode()
+        newer[name] = json.dumps({**json.loads(copy[name]), "format": FORMAT + 1, "more": True}).encode()
     platform.put_checkpoint(STREAM, newer)
     land(platform, BATCHES)
-    with pytest.raises(CheckpointTooNewError, match=r"format 2.*Upgrade"):
+    with pytest.raises(CheckpointTooNewError, match=rf"format {FORMAT + 1}.*Upgrade"):
         platform.restart().ingest(STREAM)
     assert platform.checkpoint(STREAM) == newer
     platform.put_checkpoint(STREAM, copy)

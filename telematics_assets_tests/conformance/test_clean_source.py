@@ -116,7 +116,8 @@ def test_files_are_deleted_when_their_retention_is_over_and_not_before(checkpoin
     assert late.ingest(stream).files_cleaned == 3
     assert there(checkpoint_platform) == {}
     reason = record(late, stream, "json/2026/0.json").reason
-    assert reason is not None and reason.startswith("deleted by clean_source on ")
+    assert reason is not None
+    assert reason.startswith("deleted by clean_source on ")
 
 
 def test_a_clock_that_went_back_makes_no_file_look_older(checkpoint_platform: CheckpointPlatform) -> None:
@@ -207,7 +208,8 @@ def test_a_name_that_is_taken_by_other_content_is_left_and_another_one_found(
         f"{ARCHIVE}/2026/1.json": lines('{"n":1}'),
     }
     reason = record(checkpoint_platform.engine, stream, "json/2026/0.json").reason
-    assert reason is not None and f"moved to {ARCHIVE}/2026/0~1.json" in reason
+    assert reason is not None
+    assert f"moved to {ARCHIVE}/2026/0~1.json" in reason
 
 
 def test_a_file_that_somebody_else_removed_is_named_gone_once(checkpoint_platform: CheckpointPlatform) -> None:
@@ -218,7 +220,8 @@ def test_a_file_that_somebody_else_removed_is_named_gone_once(checkpoint_platfor
     late = checkpoint_platform.engine_when(at(start + 8 * DAY))
     assert late.ingest(stream).files_cleaned == 1
     reason = record(late, stream, "json/2026/0.json").reason
-    assert reason is not None and reason.startswith("gone when clean_source looked for it")
+    assert reason is not None
+    assert reason.startswith("gone when clean_source looked for it")
 
 
 def test_a_rebuilt_ledger_still_tells_where_the_files_went(checkpoint_platform: CheckpointPlatform) -> None:
@@ -256,7 +259,8 @@ def test_a_damaged_record_of_clean_source_is_named_and_keeps_no_load_from_its_wo
     engine = checkpoint_platform.restart()
     report = engine.ingest(stream)
     assert report.rows == 1
-    assert report.cleaning_problem is not None and "move it away" in report.cleaning_problem
+    assert report.cleaning_problem is not None
+    assert "move it away" in report.cleaning_problem
     with pytest.raises(CheckpointCorruptError, match="record of clean_source"):
         engine.files(stream)
     checkpoint_platform.remove(f"{folder}/{name}")
@@ -434,7 +438,8 @@ def test_a_file_that_can_not_be_removed_is_named_and_the_others_are_cleaned(
     engine = checkpoint_platform.engine_when(at(start + 8 * DAY), volume=faulty)
     assert engine.ingest(stream).files_cleaned == 2
     reason = record(engine, stream, "json/2026/1.json").reason
-    assert reason is not None and "permission denied" in reason
+    assert reason is not None
+    assert "permission denied" in reason
     assert list(there(checkpoint_platform)) == ["json/2026/1.json"]
     # Not at every load, but once a day it is tried again.
     assert checkpoint_platform.engine_when(at(start + 8 * DAY + 1)).ingest(stream).files_cleaned == 0
@@ -454,7 +459,8 @@ def test_a_volume_that_does_not_answer_leaves_a_whole_load_and_the_next_goes_on(
     faulty = FaultyVolume(checkpoint_platform.volume, before)
     report = checkpoint_platform.engine_when(now, volume=faulty).ingest(stream)
     assert report.rows == 3
-    assert report.cleaning_problem is not None and "time-out" in report.cleaning_problem
+    assert report.cleaning_problem is not None
+    assert "time-out" in report.cleaning_problem
     assert there(checkpoint_platform) == files
     assert checkpoint_platform.engine_when(now).ingest(stream).files_cleaned == 3
     assert_clean(checkpoint_platform, stream, files)
