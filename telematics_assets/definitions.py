@@ -99,7 +99,7 @@ def build_definitions(
     if landing is not None:
         resources["landing"] = landing
     names = None if engine is None else engine.names
-    maintenance = maintenance_job(streams)
+    maintenance = maintenance_job(streams, retry_policy)
     return dg.Definitions.merge(
         *(file_stream_definitions(stream, settings, names, retry_policy) for stream in streams),
         dg.Definitions(

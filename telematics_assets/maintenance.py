@@ -22,13 +22,16 @@ JOB_NAME = "maintenance"
 CRON = "30 2 * * *"
 
 
-def maintenance_job(streams: Sequence[FileStream]) -> dg.JobDefinition:
+def maintenance_job(
+    streams: Sequence[FileStream], retry_policy: dg.RetryPolicy | None = RETRY_POLICY
+) -> dg.JobDefinition:
     """The job that keeps the tables, checkpoints and landing folders of all streams small.
 
     Args:
         streams: The file streams; each becomes an op, and one that fails doesn't keep the others from it.
+        retry_policy: For transient errors inside the run.
     """
-    ops = [_maintain_op(stream) for stream in streams]
+    ops = [_maintain_op(stream, retry_policy) for stream in streams]
 
     @dg.job(
         name=JOB_NAME,
@@ -52,12 +55,12 @@ def maintenance_schedule(job: dg.JobDefinition) -> dg.ScheduleDefinition:
     )
 
 
-def _maintain_op(stream: FileStream) -> dg.OpDefinition:
+def _maintain_op(stream: FileStream, retry_policy: dg.RetryPolicy | None) -> dg.OpDefinition:
     @dg.op(
         name=f"maintain_{stream.name}",
         description=f"Maintains {stream.table} and what belongs to it. Loads may run meanwhile.",
         out=dg.Out(dg.Nothing),
-        retry_policy=RETRY_POLICY,
+        retry_policy=retry_policy,
     )
     def maintain(context: dg.OpExecutionContext, engine: dg.ResourceParam[Engine]) -> None:
         with failures_for_dagster(context):

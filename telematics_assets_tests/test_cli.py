@@ -98,7 +98,21 @@ def test_help_is_quick_because_it_imports_neither_dagster_nor_a_data_library() -
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "simulate", "stage", "load", "backfill", "retry", "files", "tables", "show", "reset", "doctor"]
+    "command",
+    [
+        "demo",
+        "simulate",
+        "stage",
+        "load",
+        "backfill",
+        "retry",
+        "files",
+        "maintain",
+        "tables",
+        "show",
+        "reset",
+        "doctor",
+    ],
 )
 def test_every_command_teaches_by_example(command: str, telematics: Telematics) -> None:
     answer = telematics(command, "--help")
@@ -199,6 +213,49 @@ def test_files_list_states_and_reasons_and_can_be_asked_for_one_state(loaded: Te
     assert broken == every[2:]
     assert every[2]["path"] in loaded("files", "telematics").out
     assert loaded("files", "telematics", "--state", "CHANGED").out == "Files of telematics: none.\n"
+
+
+def test_files_can_be_limited_to_the_first_by_path(loaded: Telematics) -> None:
+    every = loaded("files", "telematics", "--json").document
+    assert loaded("files", "telematics", "--limit", "2", "--json").document == every[:2]
+    assert loaded("files", "telematics", "--state", "SKIPPED_CORRUPTED", "--limit", "1", "--json").document == [
+        every[2]
+    ]
+    shown = loaded("files", "telematics", "--limit", "1").out
+    assert every[0]["path"] in shown
+    assert every[1]["path"] not in shown
+    assert loaded("files", "telematics", "--limit", "0").code == 2
+
+
+def test_of_many_files_eyes_see_the_first_and_a_script_sees_all(telematics: Telematics, tmp_path: Path) -> None:
+    folder = Path(open_volume(load_settings({"TELEMATICS_HOME": str(tmp_path / "lake")})).uri) / "parquet"
+    folder.mkdir(parents=True)
+    for number in range(1_005):
+        (folder / f"{number:05}.parquet").touch()
+    answer = telematics("files", "telematics")
+    assert "00999.parquet" in answer.out
+    assert "01000.parquet" not in answer.out
+    assert "only the first 1,000 are shown" in answer.err
+    assert len(telematics("files", "telematics", "--json").document) == 1_005
+    assert telematics("files", "telematics_test", "--json").document == []
+
+
+def test_maintain_says_what_it_did_to_each_stream(loaded: Telematics) -> None:
+    listed = loaded("maintain", "--json").document
+    assert [report["stream"] for report in listed] == ["telematics", "telematics_test"]
+    assert listed[0]["files_after"] <= listed[0]["files_before"]
+    assert listed[0]["notes"] == []
+    assert "telematics_test" in loaded("maintain", "telematics_test").out
+    assert loaded("load", "--json").document[0]["batches"] == 0
+    assert loaded("maintain", "telematix").code == 2
+
+
+def test_a_stream_that_can_not_be_maintained_keeps_no_other_from_it(loaded: Telematics, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "lake/tables/workspace/01_bronze/telematics")
+    answer = loaded("maintain", "--json")
+    assert answer.code == 1
+    assert [report["stream"] for report in answer.document] == ["telematics_test"]
+    assert "telematics is gone" in answer.err
 
 
 def test_a_files_modification_time_keeps_its_microseconds(telematics: Telematics, tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ from deltalake import DeltaTable, PostCommitHookProperties, convert_to_deltalake
 from telematics_assets.catalog import TableName, interval_ns
 from telematics_assets.errors import CommitConflictError, SchemaError, TableError, TableUnsupportedError
 from telematics_assets.lakehouse.stores import TableStore
+from telematics_assets.lakehouse.types import STATISTICS_PROPERTY
 
 #: Removed files, and files that no log entry names, stay at least this long: a reader or a killed writer may need them.
 RETENTION_HOURS = 7 * 24
 
 _RETENTION_PROPERTY = "delta.deletedFileRetentionDuration"
-_STATISTICS_PROPERTY = "delta.dataSkippingStatsColumns"
 _HOUR_NS = 3_600_000_000_000
 # Expired log entries go only when the loader has noted what was in them.
 _NO_CLEANING = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
@@ -147,7 +147,7 @@ def _rewrite(
             writer.write_table(part)
     store.make_room(scratch)
     store.publish(f"{scratch}/part-{uuid.uuid4().hex}.snappy.parquet", buffer.getvalue())
-    statistics = {key: properties[key] for key in (_STATISTICS_PROPERTY,) if key in properties}
+    statistics = {key: properties[key] for key in (STATISTICS_PROPERTY,) if key in properties}
     convert_to_deltalake(scratch, configuration=statistics, storage_options=store.options)
     lines = store.read_log(f"{scratch}/_delta_log/{0:020d}.json").split(b"\n")
     actions = [json.loads(line) for line in lines if line.strip()]
