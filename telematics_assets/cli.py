@@ -615,7 +615,9 @@ def print_files(found: pl.DataFrame) -> None:
     typer.echo("[", nl=False)
     for number, part in enumerate(found.iter_slices(100_000)):
         if part.height:
-            typer.echo((",\n" if number else "") + _file_rows(part).write_json()[1:-1], nl=False)
+            # A line for each: a line end within a value is escaped.
+            rows = _file_rows(part).write_ndjson().rstrip("\n").replace("\n", ",\n")
+            typer.echo((",\n" if number else "") + rows, nl=False)
     typer.echo("]")
 
 

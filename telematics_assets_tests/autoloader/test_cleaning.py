@@ -40,7 +40,7 @@ def test_intervals_are_read_as_spark_writes_them(text: str, days: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "7", "days", "-7 days", "7 days ago", "7.5 days", "1 month", None, 7])
 def test_what_is_no_interval_is_named(text: Any) -> None:
-    with pytest.raises(OptionError, match="clean_source_retention_duration=.*Use an interval"):
+    with pytest.raises(OptionError, match=r"clean_source_retention_duration=.*Use an interval"):
         FileStreamOptions(clean_source_retention_duration=text).clean_source_retention_ns  # noqa: B018
 
 

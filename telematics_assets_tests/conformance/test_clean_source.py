@@ -362,8 +362,8 @@ class FaultyVolume:
         with self._volume.open(path) as source:
             yield source
 
-    def scan(self, folder: str) -> Listing:
-        return self._volume.scan(folder)
+    def scan(self, folder: str, from_path: str = "") -> Listing:
+        return self._volume.scan(folder, from_path)
 
     def names(self, folder: str) -> list[str]:
         self._before("names", folder)
