@@ -133,6 +133,7 @@ def test_small_files_become_one_with_the_same_rows_in_the_same_order(delta_platf
             "n": pa.array([wave, None], pa.int64()),
             "price": pa.array([Decimal("12345678901234567890.123456") + wave, None], pa.decimal128(30, 6)),
             "nested": pa.array([{"a": [wave]}, None], pa.struct([("a", pa.list_(pa.int32()))])),
+            "pairs": pa.array([[("k", wave)], None], pa.map_(pa.string(), pa.int64())),
         }
         if wave > 3:
             columns["later"] = [float(wave), float("nan")]
