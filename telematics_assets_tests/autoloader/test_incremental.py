@@ -34,7 +34,7 @@ EMPTY = pl.DataFrame(schema=LEDGER_SCHEMA)
 
 def ledger(paths: list[str], per_batch: int = 10) -> pl.DataFrame:
     """A ledger of files that arrived in this order."""
-    rows = [(path, 1, 0, "INGESTED", None, 1, n // per_batch, 1) for n, path in enumerate(paths)]
+    rows = [(path, 1, 0, "INGESTED", None, 1, n // per_batch, 1, None, None) for n, path in enumerate(paths)]
     return pl.DataFrame(rows, schema=LEDGER_SCHEMA, orient="row")
 
 
@@ -197,8 +197,9 @@ def discovery(landing: Landing, clocks: Clocks, settle: float = 0, incomplete: f
 
 def known(landing: Landing) -> pl.DataFrame:
     """A ledger of all that is there."""
-    rows = [(path, size, at, "INGESTED", None, 1, 0, 1) for path, size, at, _ in landing.scan("in").files.iter_rows()]
+    files = landing.scan("in").files.rows()
     landing.scans.clear()
+    rows = [(path, size, at, "INGESTED", None, 1, 0, 1, tag, None) for path, size, at, tag in files]
     return pl.DataFrame(rows, schema=LEDGER_SCHEMA, orient="row")
 
 

@@ -40,6 +40,10 @@ class DyingVolume:
         self._death()
         self._volume.delete(path)
 
+    def remove(self, file: FileEntry) -> bool:
+        self._death()
+        return self._volume.remove(file)
+
     def upload(self, path: str, source: BinaryIO, *, modified_ns: int | None = None) -> bool:
         return self._volume.upload(path, source, modified_ns=modified_ns)
 
