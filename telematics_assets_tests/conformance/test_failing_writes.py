@@ -16,7 +16,7 @@ from telematics_assets.catalog import Names
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import TelematicsError, VolumeUnavailableError
 from telematics_assets.staging import stage
-from telematics_assets.volumes.base import Volume
+from telematics_assets.volumes.base import FileEntry, Volume
 from telematics_assets.volumes.local import translate
 from telematics_assets_tests.conformance.platforms import CheckpointPlatform, DeltaPlatform
 from telematics_assets_tests.conformance.samples import json_stream, lines
@@ -53,6 +53,12 @@ class Refusing:
         self._refuse(path, before=True)
         self._volume.delete(path)
         self._refuse(path, before=False)
+
+    def remove(self, file: FileEntry) -> bool:
+        self._refuse(file.path, before=True)
+        gone = self._volume.remove(file)
+        self._refuse(file.path, before=False)
+        return gone
 
     def _refuse(self, path: str, *, before: bool) -> None:
         if before == self._after:
