@@ -407,6 +407,15 @@ class World:
             return {path for path, facts in self.files.items() if (path, *facts) not in rows}
         return self.files.keys() - {path for path, _, _ in rows}
 
+    def planned(self) -> set[str]:
+        """Files of a batch that is not published, although its rows may be in the table."""
+        metadata = self.checkpoint.metadata()
+        if metadata is None:
+            return set()
+        last = self.checkpoint.last_commit(metadata)
+        plan = self.checkpoint.plan(metadata.first_batch if last is None else last.batch_id + 1)
+        return set() if plan is None else {file.path for file in plan.files}
+
     def whole_scans(self) -> int:
         """How often the folder was listed whole since it was asked last."""
         count = self.landing.scans.count("")
@@ -605,16 +614,17 @@ class Lives(stateful.RuleBasedStateMachine):
             before, at, late = self.last_look
             spared = before == record and not late and clocks.steady - at < HOUR
             assert whole == (not spared)
+        planned, left = world.planned(), world.unloaded() | world.planned()
         if whole:
-            assert pending.files == len(world.unloaded())
+            assert pending.files == len(left)
             self.seen = dict(world.files)
-            late = record is not None and any(path < record.bound for path in world.unloaded())
+            late = record is not None and any(path < record.bound for path in left)
             self.last_look = (record, clocks.steady, late)
-            assert pending.late == sum(record is not None and path < record.bound for path in world.unloaded())
+            assert pending.late == sum(record is not None and path < record.bound for path in left)
         else:
             assert record is not None
             assert all(path >= record.bound for path in world.landing.listed), "folders below the bound were listed"
-            assert pending.files == sum(path >= record.bound for path in world.unloaded())
+            assert pending.files == len({path for path in left if path >= record.bound} | planned)
             below = {path: facts for path, facts in self.seen.items() if path < record.bound}
             self.seen = below | {path: facts for path, facts in world.files.items() if path >= record.bound}
         assert pending.data_version == version_of(self.seen)
@@ -624,7 +634,7 @@ class Lives(stateful.RuleBasedStateMachine):
     def tick(self) -> None:
         """A look, and the run that it starts: what was announced is loaded."""
         pending = self.looked()
-        before = self.world.unloaded()
+        before = self.world.unloaded() | self.world.planned()
         if pending.files:
             self.world.process().ingest(IngestRequest(list_whole=pending.late > 0))
             assert len(before - self.world.unloaded()) >= pending.files
