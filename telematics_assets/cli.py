@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -191,16 +190,21 @@ def simulate(
 @app.command(
     epilog="Examples:\n\n"
     "  telematics stage ./samples --stream telematics         a folder, with everything below it\n\n"
-    "  telematics stage a.json b.json.gz -s telematics_test   some files"
+    "  telematics stage a.json b.json.gz -s telematics_test   some files\n\n"
+    "  telematics stage https://host/points/ -s telematics    all files that a page links to\n\n"
+    "  telematics stage github://owner:repo@ref/folder -s telematics"
 )
 def stage(
-    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders on this machine.")],
+    source: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Files or folders: local paths, and URLs that fsspec knows.")
+    ],
     stream: Annotated[str, typer.Option("--stream", "-s", help="Stream that the files are for.")],
     as_json: Json = False,
 ) -> None:
     """Check sample files against a stream's contract and upload those that match into its landing folder.
 
-    What doesn't match is refused by name with the reason; nothing is overwritten. Exit code 1 if any was refused.
+    What doesn't match is refused by name with the reason; nothing is overwritten. Exit code 1 if any was refused, 75 if
+    those were only such as may go through later.
     """
     from telematics_assets.engines.embedded import open_volume
     from telematics_assets.staging import stage as stage_files
@@ -219,7 +223,7 @@ def stage(
     for refusal in report.refused:
         _console(stderr=True).print(f"[red]refused[/] {escape(refusal.source)}: {escape(refusal.reason)}")
     if report.refused:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(EXIT_TRANSIENT if all(refusal.transient for refusal in report.refused) else EXIT_FAILED)
 
 
 @app.command(

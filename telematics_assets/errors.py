@@ -80,6 +80,10 @@ class StagingError(PermanentError):
     """Raised when files were refused at staging; nothing of a refused file was uploaded."""
 
 
+class SourceUnavailableError(TransientError):
+    """Raised when a file to stage could not be fetched this time; nothing of it was uploaded."""
+
+
 class CheckpointError(PermanentError):
     """Raised when a stream's checkpoint can't be trusted; each subclass names what happened and the choices."""
 

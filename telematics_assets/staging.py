@@ -12,10 +12,14 @@ from __future__ import annotations
 import io
 import os
 import stat as stat_module
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +36,7 @@ from telematics_assets.autoloader.spans import is_string
 from telematics_assets.catalog import CORRUPT_RECORD
 from telematics_assets.errors import (
     FileChangedError,
+    SourceUnavailableError,
     StagingError,
     UnknownNameError,
     UnreadableFileError,
@@ -39,6 +44,8 @@ from telematics_assets.errors import (
 )
 from telematics_assets.lakehouse.ddl import holdable
 from telematics_assets.lakehouse.types import delta_type, fits, storable, wider
+from telematics_assets.remote import Limits, RemoteFile, RemoteProblem, Source, is_url, open_source, shown
+from telematics_assets.volumes.base import refuse_dbfs
 
 if TYPE_CHECKING:
     from telematics_assets.catalog import FileStream
@@ -53,7 +60,7 @@ class StagedFile:
     """A file that is in the Volume now.
 
     Attributes:
-        source: Where it came from.
+        source: Where it came from; a URL without its credentials.
         path: Path relative to the Volume.
         size: Bytes.
         already_there: Whether the same content was there before; nothing was uploaded then.
@@ -70,12 +77,14 @@ class RefusedFile:
     """A file of which nothing was uploaded.
 
     Attributes:
-        source: Where it is.
+        source: Where it is; a URL without its credentials.
         reason: Why, in one line.
+        transient: Whether the same file may go through later.
     """
 
     source: str
     reason: str
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,64 +103,119 @@ class StageReport:
 
 
 def stage(
-    sources: Sequence[Path], stream: FileStream, volume: Volume, *, progress: Callable[[str], None] | None = None
+    sources: Sequence[Path | str],
+    stream: FileStream,
+    volume: Volume,
+    *,
+    limits: Limits | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> StageReport:
     """Upload files that match a stream's contract into its folder of the Volume.
 
     A file keeps its name, and below a source folder its path; hidden names below a folder are passed over. Doing the
-    same again changes nothing.
+    same again changes nothing. One file's failure doesn't stop the others.
 
     Args:
-        sources: Files and folders.
+        sources: Files and folders: local paths, and URLs of any kind that fsspec knows.
         stream: What the files are for.
         volume: Where they go.
+        limits: How much is read of a URL's server, and how long it is waited for.
         progress: Called with each file's name before it is looked at.
 
     Raises:
-        UnknownNameError: If a source does not exist. Nothing was uploaded.
+        UnknownNameError: If a local source does not exist, or a URL is of no known kind. Nothing was uploaded.
+        DbfsDisabledError: If a source is on DBFS. Nothing was uploaded.
+        MissingExtraError: If a URL needs a library that is not installed. Nothing was uploaded.
         TransientError: If the Volume did not answer. What was staged before stays; doing it again goes on from there.
     """
-    for source in sources:
-        if not source.exists():
-            raise UnknownNameError(f"There is no file or folder {_shown(source)!r}. Give a path on this machine.")
+    opened = [_opened(source, limits or Limits()) for source in sources]
     staged: list[StagedFile] = []
     refused: list[RefusedFile] = []
-    for path, relative in _found(sources):
-        name = _shown(path)
+    for found in (found for source in opened for found in _found(source)):
         if progress:
-            progress(name)
+            progress(found.name)
         try:
-            staged.append(_staged(path, f"{stream.folder}/{_shown(relative)}", relative, stream, volume))
-        except (StagingError, UnreadableFileError, VolumeError, FileChangedError) as error:
-            refused.append(RefusedFile(name, " ".join(str(error).split())))
+            staged.append(_staged(found, f"{stream.folder}/{found.relative}", stream, volume))
+        except (StagingError, UnreadableFileError, VolumeError, FileChangedError, SourceUnavailableError) as error:
+            refused.append(RefusedFile(found.name, " ".join(str(error).split()), error.transient))
         except OSError as error:
-            refused.append(RefusedFile(name, f"it can't be read: {error.strerror or error}"))
+            refused.append(RefusedFile(found.name, f"it can't be read: {error.strerror or error}"))
     return StageReport(stream.name, tuple(staged), tuple(refused))
 
 
-def _found(sources: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
-    """Every file, with its path relative to the source that holds it."""
-    for source in sources:
-        if not source.is_dir():
-            yield source, Path(source.name)
-            continue
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file to stage: what it is called, its path relative to its source, and how it is opened."""
+
+    name: str
+    relative: str
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
+
+
+def _opened(source: Path | str, limits: Limits) -> Path | Source:
+    """What a source is, before anything is uploaded or asked for over a network."""
+    if isinstance(source, str) and is_url(source):
+        parts = urlsplit(source)
+        if parts.scheme not in ("file", "local") or "::" in source:
+            return open_source(source, limits)
+        if parts.netloc not in ("", "localhost"):
+            raise UnknownNameError(f"{shown(source)!r} is on another machine. Give file:///… with a path on this one.")
+        source = url2pathname(parts.path)
+    path = Path(source)
+    refuse_dbfs(str(path))
+    if not path.exists():
+        raise UnknownNameError(f"There is no file or folder {_shown(path)!r}. Give a path on this machine, or a URL.")
+    return path
+
+
+def _found(source: Path | Source) -> Iterator[_Found]:
+    """Every file of a source."""
+    if not isinstance(source, Path):
+        for found in source.files():
+            yield _fetched(found)
+    elif source.is_dir():
         for folder, folders, names in os.walk(source):
             folders[:] = sorted(name for name in folders if name[0] not in "_.")
             for name in sorted(names):
                 if name[0] not in "_.":
                     path = Path(folder, name)
-                    yield path, path.relative_to(source)
+                    yield _local(path, path.relative_to(source))
+    else:
+        yield _local(source, Path(source.name))
 
 
-def _staged(path: Path, target: str, relative: Path, stream: FileStream, volume: Volume) -> StagedFile:
-    if relative.name[0] in "_.":
+def _local(path: Path, relative: Path) -> _Found:
+    def opened() -> IO[bytes]:
+        if _shown(relative) != str(relative):
+            raise StagingError("its name is not UTF-8; rename it")
+        # Before it is opened: a pipe would wait for its writer for ever.
+        if not stat_module.S_ISREG(path.stat().st_mode):
+            raise StagingError("it is no regular file")
+        return path.open("rb")
+
+    return _Found(_shown(path), _shown(relative), opened)
+
+
+def _fetched(found: RemoteFile | RemoteProblem) -> _Found:
+    """A file behind a URL, which is fetched whole when it is opened: readers seek, and ask twice."""
+
+    @contextmanager
+    def opened() -> Iterator[IO[bytes]]:
+        if isinstance(found, RemoteProblem):
+            raise found.error
+        # It has no name, so that it is gone with this process, however that ends.
+        with tempfile.TemporaryFile() as file:
+            found.fetch(file)
+            file.seek(0)
+            yield file
+
+    return _Found(found.name, found.relative if isinstance(found, RemoteFile) else "", opened)
+
+
+def _staged(found: _Found, target: str, stream: FileStream, volume: Volume) -> StagedFile:
+    if found.relative.rpartition("/")[2].startswith(("_", ".")):
         raise StagingError("names that start with '_' or '.' are not data; rename it")
-    if _shown(relative) != str(relative):
-        raise StagingError("its name is not UTF-8; rename it")
-    # Before it is opened: a pipe would wait for its writer for ever.
-    if not stat_module.S_ISREG(path.stat().st_mode):
-        raise StagingError("it is no regular file")
-    with path.open("rb") as file:
+    with found.open() as file:
         source = _Steady(file)
         problem = _folder_problem(stream, target) or _PROBLEMS[stream.format](source, stream, target)
         if problem:
@@ -165,7 +229,7 @@ def _staged(path: Path, target: str, relative: Path, stream: FileStream, volume:
                 raise StagingError(
                     f"{target} exists with other content; rename the file, or delete the one in the Volume"
                 )
-    return StagedFile(_shown(path), target, size, not new)
+    return StagedFile(found.name, target, size, not new)
 
 
 class _Steady(io.RawIOBase):

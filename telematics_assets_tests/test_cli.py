@@ -36,6 +36,7 @@ from telematics_assets.errors import (
     VolumeUnavailableError,
 )
 from telematics_assets.settings import load_settings
+from telematics_assets_tests.web import serving
 
 
 @dataclass
@@ -328,13 +329,35 @@ def test_stage_uploads_what_fits_names_what_does_not_and_the_load_takes_it(
     assert answer.code == 1
     assert [(file["path"], file["already_there"]) for file in answer.document["staged"]] == [("json/good.json", False)]
     (refused,) = answer.document["refused"]
-    assert refused == {"source": sources[1], "reason": "line 1 is no JSON object: []"}
+    assert refused == {"source": sources[1], "reason": "line 1 is no JSON object: []", "transient": False}
     assert "bad.json" in answer.err
     again = telematics("stage", sources[0], "-s", "telematics_test")
     assert again.code == 0
     assert "there already" in again.out
     os.utime(tmp_path / "lake/Volumes/workspace/00_landing/telematics/json/good.json", (0, 0))
     assert telematics("load", "telematics_test", "--json").document[0]["rows"] == 5
+
+
+def test_stage_takes_urls_and_says_75_if_only_what_may_go_through_later_was_refused(
+    telematics: Telematics, tmp_path: Path
+) -> None:
+    (tmp_path / "local.json").write_bytes(json_bytes(points(FleetPlan(vehicles=1, files=1, rows=5))))
+    with serving() as web:
+        web.files = {"a.json": (tmp_path / "local.json").read_bytes()}
+        sources = (web.url("a.json", user="me:hunter2"), str(tmp_path / "local.json"))
+        staged = telematics("stage", *sources, "-s", "telematics_test", "--json")
+        assert staged.code == 0
+        assert [file["path"] for file in staged.document["staged"]] == ["json/a.json", "json/local.json"]
+        web.fault = lambda method, path: "503" if "busy" in path else None
+        web.files["bad.json"] = b"[]"
+        for extra, code in (((), 75), ((web.url("bad.json"),), 1)):
+            answer = telematics("stage", web.url("busy.json?sig=s3cret"), *extra, "-s", "telematics_test", "--json")
+            assert answer.code == code
+            assert answer.document["refused"][0]["transient"]
+            assert "s3cret" not in answer.out + answer.err
+    refused = telematics("stage", "nosuch://me:hunter2@host/a", "-s", "telematics_test")
+    assert refused.code == 2
+    assert "hunter2" not in staged.out + staged.err + refused.err
 
 
 def test_doctor_is_content_where_all_is_well_and_names_what_is_not(loaded: Telematics, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ try:
     from obstore import exceptions
     from obstore.store import from_url
 except ImportError as error:
-    raise MissingExtraError("An object store as TELEMATICS_HOME", "objects") from error
+    raise MissingExtraError("An object store", "objects") from error
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
