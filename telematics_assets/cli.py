@@ -17,7 +17,9 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -58,7 +60,9 @@ if TYPE_CHECKING:
     import polars as pl
     from rich.progress import TaskID
 
+    from telematics_assets.demo.fleet import FleetPlan
     from telematics_assets.engines.base import Engine
+    from telematics_assets.volumes.base import Volume
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -144,7 +148,8 @@ def demo(
     epilog="Examples:\n\n"
     "  telematics simulate                                    a small clean wave\n\n"
     "  telematics simulate --drift --dirty                    with new columns and broken records\n\n"
-    "  telematics simulate --vehicles 200 --files 40 --rows 2000000 --seed 7"
+    "  telematics simulate --vehicles 200 --files 40 --rows 2000000 --seed 7\n\n"
+    "  telematics simulate --feed 30 --drift --dirty          30 files a minute for each stream, until Ctrl-C"
 )
 def simulate(
     vehicles: Annotated[int, typer.Option(help="Vehicles of the fleet.")] = 20,
@@ -156,13 +161,36 @@ def simulate(
         int | None,
         typer.Option(help="The same seed lands the same bytes; the next unused one if not given.", show_default=False),
     ] = None,
+    feed: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Keep landing so many files a minute for each stream, wave after wave, until Ctrl-C.",
+            show_default=False,
+        ),
+    ] = None,
+    for_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--for",
+            metavar="SECONDS",
+            help="End the feed once all that falls due in this time has landed.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Land files of a simulated fleet in the landing Volume."""
+    """Land files of a simulated fleet in the landing Volume.
+
+    A feed's points are of now, and its seeds go on above all that are there; with --drift or --dirty every second wave
+    is so. Ctrl-C ends it when the files on their way have landed, with a summary and exit code 0.
+    """
     from telematics_assets.demo.fleet import FleetPlan, next_seed
     from telematics_assets.demo.fleet import simulate as land
     from telematics_assets.engines.embedded import open_volume
 
+    if for_seconds is not None and feed is None:
+        raise OptionError("--for is the length of a feed. Give it together with --feed RATE.")
     volume = open_volume(load_settings())
     plan = FleetPlan(
         vehicles=vehicles,
@@ -170,8 +198,11 @@ def simulate(
         rows=rows,
         drift=drift,
         dirty=dirty,
-        seed=next_seed(volume) if seed is None else seed,
+        seed=seed if seed is not None else 0 if feed is not None else next_seed(volume),
     )
+    if feed is not None:
+        _feed(plan, volume, feed, for_seconds, seed, as_json)
+        return
     with _counting("landing") as count:
         report = land(plan, volume, progress=count)
     if as_json:
@@ -521,6 +552,48 @@ def main() -> None:
 def export_line(settings: Settings) -> str:
     """The shell line that lets bare `dagster dev` and `dg` find the history."""
     return f"export DAGSTER_HOME={shlex.quote(str(settings.default_dagster_home))}"
+
+
+def _feed(
+    plan: FleetPlan, volume: Volume, per_minute: float, seconds: float | None, seed: int | None, as_json: bool
+) -> None:
+    from telematics_assets.demo.feed import feed
+
+    with _stopped_by_signals() as stop, _counting("feeding") as count:
+        report = feed(plan, volume, per_minute, stop, seconds=seconds, first_seed=seed, progress=count)
+    if as_json:
+        _print_json(asdict(report))
+        return
+    title = f"Fed {volume.location} for {report.seconds:.0f} s at {per_minute:g} files a minute for each stream"
+    table = _table(title, "stream", "files", "rows", "bytes", "broken files", "seeds")
+    for stream in report.streams:
+        seeds = f"{stream.first_seed} to {stream.last_seed}"
+        _row(table, stream.stream, stream.files, stream.rows, stream.bytes, stream.broken, seeds)
+    _console().print(table, "Next: telematics load")
+    if report.abandoned:
+        _note(f"{report.abandoned} files had not landed: the Volume did not answer.")
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or a SIGTERM sets; a second one ends the process in the usual way."""
+    stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        put_back()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        put_back()
 
 
 def _engine(settings: Settings) -> Engine:

@@ -149,6 +149,21 @@ def test_simulate_names_the_files_it_wrote_by_stream_and_takes_the_next_seed_by_
     assert "Next: telematics load" in telematics("simulate", "--rows", "30", "--drift", "--dirty").out
 
 
+def test_a_feed_ends_after_its_time_with_one_document_and_what_it_landed_loads(telematics: Telematics) -> None:
+    arguments = ("simulate", "--feed", "600", "--for", "0.25", "--files", "2", "--rows", "20", "--vehicles", "2")
+    document = telematics(*arguments, "--json").document
+    assert [(stream["stream"], stream["files"], stream["rows"]) for stream in document["streams"]] == [
+        ("telematics", 3, 30),
+        ("telematics_test", 3, 30),
+    ]
+    shown = telematics(*arguments)
+    assert shown.code == 0
+    assert "600 files a minute for each stream" in shown.out
+    assert "2 to 3" in shown.out
+    answer = telematics("load", "--json", TELEMATICS_SETTLE_SECONDS="0")
+    assert [report["rows"] for report in answer.document] == [60, 60]
+
+
 def test_load_reports_each_stream_and_loads_nothing_twice(landed: Telematics) -> None:
     answer = landed("load", "--json")
     assert answer.code == 0
@@ -415,6 +430,8 @@ def test_without_matplotlib_doctor_says_how_to_get_it(telematics: Telematics, mo
         (("show", "telematics"), {}, "There is no table workspace.01_bronze.telematics"),
         (("show", "a.b"), {}, "'a.b' is not a full table name"),
         (("simulate", "--rows", "0"), {}, "rows=0 is not accepted"),
+        (("simulate", "--feed", "0"), {}, "feed=0 is not accepted"),
+        (("simulate", "--for", "5"), {}, "Give it together with --feed RATE"),
         (("tables",), {"TELEMATICS_ENGINE": "sparc"}, "TELEMATICS_ENGINE='sparc' is not accepted"),
         (("tables",), {"TELEMATICS_HOME": "dbfs:/lake"}, "DBFS_DISABLED"),
         (("doctor",), {"TELEMATICS_SETTLE_SECONDS": "soon"}, "TELEMATICS_SETTLE_SECONDS='soon' is not accepted"),

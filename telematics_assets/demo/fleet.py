@@ -303,6 +303,16 @@ def simulate(
     return SimulationReport(plan.seed, tuple(landed))
 
 
+def wave_files(plan: FleetPlan, stream: FileStream) -> Iterator[tuple[str, bytes, int, str | None]]:
+    """Path, bytes, rows and fault of each of a plan's files for a stream, made one by one."""
+    return _contents(plan, stream, points(plan))
+
+
+def wave_seconds(plan: FleetPlan) -> float:
+    """From a plan's first points to a moment when all are taken."""
+    return -(-plan.rows // plan.vehicles) * _INTERVAL_S + 1.0
+
+
 def next_seed(volume: Volume, streams: Sequence[FileStream] = FILE_STREAMS) -> int:
     """The smallest seed above all those whose files are in the Volume."""
     used = [
