@@ -564,7 +564,7 @@ def _feed(
     if as_json:
         _print_json(asdict(report))
         return
-    title = f"Fed {volume.location} for {report.seconds:.0f} s at {per_minute:g} files a minute for each stream"
+    title = f"Fed {volume.location} for {report.seconds:.0f} s at {per_minute:g} files a minute"
     table = _table(title, "stream", "files", "rows", "bytes", "broken files", "seeds")
     for stream in report.streams:
         seeds = f"{stream.first_seed} to {stream.last_seed}"

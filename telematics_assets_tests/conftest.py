@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+#: How long the whole house is kept under kills by default, with `--soak` and without, seconds.
+SOAK_SECONDS, SHORT_SOAK_SECONDS = 600.0, 10.0
 #: How much longer loops over kills, races and random input run with `--soak`.
 SOAK_FACTOR = 20
 _OURS = ("TELEMATICS_", "DAGSTER_")
@@ -24,6 +26,7 @@ hypothesis_settings.register_profile("soak", deadline=None, max_examples=100 * S
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run kill, race and property tests for much longer")
+    parser.addoption("--soak-seconds", type=float, help=f"length of the long soak; {SOAK_SECONDS:g} with --soak")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,6 +72,13 @@ def _skipped_in_ci(config: pytest.Config) -> list[pytest.TestReport]:
 def soak_factor(pytestconfig: pytest.Config) -> int:
     """By how much to multiply the rounds of a kill, race or stress loop."""
     return SOAK_FACTOR if pytestconfig.getoption("soak") else 1
+
+
+@pytest.fixture(scope="session")
+def soak_seconds(pytestconfig: pytest.Config) -> float:
+    """How long to keep the whole house under kills."""
+    chosen: float | None = pytestconfig.getoption("soak_seconds")
+    return chosen or (SOAK_SECONDS if pytestconfig.getoption("soak") else SHORT_SOAK_SECONDS)
 
 
 @pytest.fixture(scope="session")

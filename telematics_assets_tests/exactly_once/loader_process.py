@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from telematics_assets.catalog import FileStream, Names, TableContract
-from telematics_assets.engines.base import IngestRequest
+from telematics_assets.engines.base import IngestReport, IngestRequest
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.volumes.local import LocalVolume
@@ -39,23 +40,34 @@ def engine_of(home: Path, on_step: object = None) -> EmbeddedEngine:
     )
 
 
-def main() -> None:
-    """Load once; SIGKILL at the named step if one is given."""
-    refresh = "--full-refresh" in sys.argv
-    home, format, *rest = [argument for argument in sys.argv[1:] if argument != "--full-refresh"]
-    left = int(rest[1]) if rest else -1
+def load_and_perhaps_die(load: Callable[[Callable[[str], None]], IngestReport], fate: Sequence[str]) -> None:
+    """Say so, load, and say how many rows; SIGKILL at the named step for the nth time if one is given.
+
+    Args:
+        load: Loads, and calls what it is given with each step.
+        fate: Nothing, or a step and a number.
+    """
+    left = int(fate[1]) if fate else -1
 
     def on_step(step: str) -> None:
         nonlocal left
-        if rest and step == rest[0]:
+        if fate and step == fate[0]:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    report = engine_of(Path(home), on_step).ingest(stream_of(format), IngestRequest(full_refresh=refresh))
+    report = load(on_step)
     sys.stdout.write(f"{report.rows}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Load once; SIGKILL at the named step if one is given."""
+    request = IngestRequest(full_refresh="--full-refresh" in sys.argv)
+    home, format, *fate = [argument for argument in sys.argv[1:] if argument != "--full-refresh"]
+    load_and_perhaps_die(lambda on_step: engine_of(Path(home), on_step).ingest(stream_of(format), request), fate)
 
 
 if __name__ == "__main__":

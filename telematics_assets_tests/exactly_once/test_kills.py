@@ -158,9 +158,52 @@ def test_another_loader_that_dies_at_any_step_leaves_work_that_this_one_finishes
 
 def start(home: Path, format: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a loader as a process."""
-    module = "telematics_assets_tests.exactly_once.loader_process"
-    command = [sys.executable, "-m", module, str(home), format, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return start_process("telematics_assets_tests.exactly_once.loader_process", str(home), format, *arguments)
+
+
+def start_process(module: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a module as a process that says when it is ready."""
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def load_under_kills(
+    wanted: int, land_wave: Callable[[int], None], start_load: Callable[[], subprocess.Popen[str]]
+) -> int:
+    """Land wave after wave and SIGKILL the load of each at a random moment, until so many loads died before their end.
+
+    Args:
+        wanted: Loads that must die.
+        land_wave: Lands the wave of a number.
+        start_load: Starts a loader that says when it begins and when it is done.
+
+    Returns:
+        The number of waves.
+    """
+    moments = random.Random(7)
+    land_wave(0)
+    with start_load() as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        began = time.monotonic()
+        process.communicate(timeout=120)
+        whole_seconds = time.monotonic() - began
+    deaths, wave = 0, 0
+    while deaths < wanted:
+        wave += 1
+        assert wave < 20 + 3 * wanted, "loads end before they can be killed"
+        land_wave(wave)
+        with start_load() as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(moments.uniform(0, whole_seconds))
+            process.kill()
+            rows, _ = process.communicate(timeout=120)
+        deaths += process.returncode == -signal.SIGKILL and not rows
+    with start_load() as process:
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    sys.stdout.write(f"{deaths} loads killed over {wave + 1} waves\n")
+    return wave + 1
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -178,19 +221,12 @@ def test_a_process_killed_at_one_step_after_the_other_loses_and_doubles_nothing(
     assert_exactly_once(tmp_path, format)
 
 
-def test_a_process_killed_at_random_moments_loses_and_doubles_nothing(tmp_path: Path, soak_factor: int) -> None:
-    moments = random.Random(7)
-    for wave in range(6 * soak_factor):
-        land(tmp_path, "json", wave, rows=400)
-        with start(tmp_path, "json") as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(moments.uniform(0, 0.25))
-            process.kill()
-            process.communicate(timeout=60)
-    with start(tmp_path, "json") as process:
-        process.communicate(timeout=60)
-    assert process.returncode == 0
+def test_processes_killed_at_random_moments_lose_and_double_nothing(tmp_path: Path, soak_factor: int) -> None:
+    load_under_kills(
+        6 * soak_factor,
+        lambda wave: land(tmp_path, "json", wave, rows=400),
+        lambda: start(tmp_path, "json"),
+    )
     assert_exactly_once(tmp_path, "json")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,7 +18,15 @@ from telematics_assets.engines.base import IngestRequest
 from telematics_assets.errors import TransientError
 from telematics_assets.testing import parquet_bytes
 from telematics_assets.volumes.objects import open_store
-from telematics_assets_tests.exactly_once.test_kills import FIRST_TIME, Killed, elsewhere, kill, stop_at
+from telematics_assets_tests.exactly_once.test_kills import (
+    FIRST_TIME,
+    Killed,
+    elsewhere,
+    kill,
+    load_under_kills,
+    start_process,
+    stop_at,
+)
 from telematics_assets_tests.stores import servers
 from telematics_assets_tests.stores.books import LOCATION, STREAM, books, engine_of, land
 
@@ -110,3 +120,39 @@ def test_a_widening_that_dies_is_finished_by_the_next(step: str) -> None:
     assert sorted(engine.read(Names().bronze("w"), ["n"])["n"].to_pylist()) == [1, 2**40]
     assert all(b.expected_rows == b.added_rows for b in engine.balance(stream, 0))
     assert engine_of(place).ingest(stream).batches == ()
+
+
+def start(place: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a loader as a process; the environment tells it how to reach the store."""
+    return start_process("telematics_assets_tests.stores.loader_process", place, *arguments)
+
+
+@pytest.mark.soak
+def test_processes_killed_at_one_step_after_the_other_lose_and_double_nothing() -> None:
+    place = servers.azure()
+    for wave, step in enumerate(STEPS):
+        land(place, wave)
+        with start(place, step, "1") as process:
+            process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL or (step in FIRST_TIME and wave > STEPS.index(step))
+    load(place)
+    assert_exactly_once(place, 30 * len(STEPS))
+
+
+def test_processes_killed_at_random_moments_lose_and_double_nothing(soak_factor: int) -> None:
+    place = servers.azure()
+    waves = load_under_kills(max(3, 5 * (soak_factor - 1)), lambda wave: land(place, wave), lambda: start(place))
+    assert_exactly_once(place, 30 * waves)
+
+
+def test_processes_that_load_at_the_same_time_lose_and_double_nothing(soak_factor: int) -> None:
+    place = servers.azure()
+    for wave in range(soak_factor):
+        land(place, wave)
+        processes = [start(place) for _ in range(3)]
+        for process in processes:
+            with process:
+                process.communicate(timeout=120)
+        assert [process.returncode for process in processes].count(0) >= 1
+    load(place)
+    assert_exactly_once(place, 30 * soak_factor)
