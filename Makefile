@@ -81,7 +81,7 @@ lint: $(STAMP) ## Check style, format and types
 	@$(BIN)/mypy
 
 .PHONY: soak
-soak: $(STAMP) ## Run the kill and race tests for much longer
+soak: $(STAMP) ## Run the kill and race tests for much longer, and the whole house under kills for 10 minutes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --soak $(TESTS)
 
 .PHONY: bench

@@ -14,9 +14,6 @@ https://filesystem-spec.readthedocs.io/en/latest/api.html#other-known-implementa
 from __future__ import annotations
 
 import hashlib
-import re
-import socket
-import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +22,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib.metadata import metadata
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from telematics_assets.errors import (
     FileChangedError,
@@ -35,7 +32,9 @@ from telematics_assets.errors import (
     TelematicsError,
     TransientError,
     UnknownNameError,
+    VolumeUnavailableError,
 )
+from telematics_assets.remote_faults import CONTROL, PassingError, printable, secrets_of, shown, told
 from telematics_assets.volumes.base import refuse_dbfs
 
 if TYPE_CHECKING:
@@ -48,14 +47,8 @@ _WEB = ("http", "https")
 _OBJECTS = ("abfss", "az", "gs", "s3")
 #: Schemes of this package's extra `urls`.
 _OURS = (*_WEB, "github")
-#: Schemes in whose URLs the part before the `@` is a name, and no secret.
-_PUBLIC = ("github", *_OBJECTS, "abfs")
 #: What changes with a file's content, by the names of fsspec's implementations.
 _TAGS = ("size", "ETag", "etag", "Last-Modified", "LastModified", "mtime", "modified", "created", "Content-MD5", "md5")
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_IN_TEXT = re.compile(r"(?<=://)[^/\s'\"]*@|\?[^\s'\")]*")
-_LIBRARIES = frozenset({"aiohttp", "requests", "urllib3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +119,6 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def shown(url: str) -> str:
-    """A URL without what may be a secret."""
-    return "::".join(_shown(part) for part in url.split("::"))
-
-
 def open_source(url: str, limits: Limits) -> Source:
     """Understand a URL; nothing is asked of its server yet.
 
@@ -157,10 +145,21 @@ def open_source(url: str, limits: Limits) -> Source:
     for scheme in schemes:
         _check_library(fsspec, scheme)
     if len(schemes) == 1 and schemes[0] in _WEB:
-        if not urlsplit(url).hostname:
-            raise UnknownNameError(f"{shown(url)!r} names no host. Give a URL such as https://host/folder/file.json.")
+        if not _names_a_host(url):
+            raise UnknownNameError(
+                f"{shown(url)!r} names no host. Give a URL such as https://host/folder/file.json; in a password, "
+                "encode everything but letters and digits, as in %2F."
+            )
         return _Web(url, limits)
     return _Others(url, limits, schemes)
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _check_library(fsspec: Any, scheme: str) -> None:
@@ -185,7 +184,7 @@ class _Patient:
     def __init__(self, url: str, limits: Limits) -> None:
         self._url = url
         self._limits = limits
-        self._secrets = _secrets(url)
+        self._secrets = secrets_of(url)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         """Do something, and again after a passing fault."""
@@ -193,7 +192,7 @@ class _Patient:
             try:
                 with self._telling():
                     return action()
-            except _PassingError as fault:
+            except PassingError as fault:
                 if attempt == self._limits.attempts:
                     raise SourceUnavailableError(
                         f"{fault} ({attempt} attempts). It may go through later: stage it again."
@@ -210,7 +209,7 @@ class _Patient:
         except TelematicsError:
             raise
         except Exception as error:  # noqa: BLE001 - any library may stand behind a URL, and its errors may hold secrets
-            failure = _told(error, self._secrets)
+            failure = told(error, self._secrets)
         else:
             return
         # Not from the library's error: a traceback would show it.
@@ -268,7 +267,7 @@ class _Tree(_Patient):
             return shown(self._url)
         first, chain, rest = self._url.partition("::")
         bare = first if first.endswith("://") else first.partition("?")[0].rstrip("/") + "/"
-        return shown(bare) + _printable(relative) + chain + shown(rest)
+        return shown(bare) + printable(relative) + chain + shown(rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +436,7 @@ class _Objects(_Patient):
     def files(self) -> Iterator[RemoteFile | RemoteProblem]:
         """See `Source.files`."""
         try:
-            with self._telling():
+            with self._asking():
                 if not self._url.endswith("/") and self._volume.stat(self._path):
                     paths = [self._path]
                 else:
@@ -453,18 +452,19 @@ class _Objects(_Patient):
 
     def _fetcher(self, path: str) -> Callable[[IO[bytes]], None]:
         def fetch(into: IO[bytes]) -> None:
-            with self._telling(), self._volume.open(path) as source:
+            with self._asking(), self._volume.open(path) as source:
                 self._copy(source, into)
 
         return fetch
 
-
-class _PassingError(TransientError):
-    """Raised when a server may answer next time."""
-
-    def __init__(self, text: str, wait_seconds: float = 0.0) -> None:
-        super().__init__(text)
-        self.wait_seconds = wait_seconds
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """A store that gives files is not the one that takes them: only this file waits for it."""
+        try:
+            with self._telling():
+                yield
+        except VolumeUnavailableError as error:
+            raise SourceUnavailableError(str(error)) from error
 
 
 class _Bounded:
@@ -521,7 +521,7 @@ def name_problem(name: str) -> str | None:
     """Why a name that a server gave can't be one part of a path, or None."""
     if name in ("", ".", ".."):
         return "its name leads out of its folder; rename it"
-    if "/" in name or _CONTROL.search(name):
+    if "/" in name or CONTROL.search(name):
         return "its name holds a slash or a control character; rename it"
     try:
         name.encode()
@@ -549,90 +549,6 @@ def _decoded(part: str) -> str:
     return unquote(part, errors="surrogateescape")
 
 
-def _printable(text: str) -> str:
-    """A name that can be shown on any terminal."""
-    plain = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)
-
-
-def _shown(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return _printable(url)
-    rest, query, _ = rest.partition("?")
-    rest, fragment, _ = rest.partition("#")
-    place, slash, path = rest.partition("/")
-    user, at, host = place.rpartition("@")
-    if at and (scheme.lower() not in _PUBLIC):
-        user = "…"
-    hidden = f"{query}…" if query else f"{fragment}…" if fragment else ""
-    return _printable(f"{scheme}://{user}{at}{host}{slash}{path}{hidden}")
-
-
-def _secrets(url: str) -> frozenset[str]:
-    """Every text in a URL that must not be shown, as it stands there and decoded."""
-    found: set[str] = set()
-    for part in url.split("::"):
-        scheme, _, rest = part.partition("://")
-        rest, _, query = rest.partition("?")
-        user = rest.partition("/")[0].rpartition("@")[0]
-        if user and scheme.lower() not in _PUBLIC:
-            found |= {user, *user.split(":", 1)}
-        if query:
-            found |= {query, *(value for _, value in parse_qsl(query))}
-    return frozenset(found | {unquote(text) for text in found}) - {""}
-
-
-def _scrubbed(text: str, secrets: frozenset[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "…")
-    return _printable(" ".join(_IN_TEXT.sub("…", text).split()))[:300]
-
-
-def _told(error: BaseException, secrets: frozenset[str]) -> TelematicsError:
-    """This package's own error for what a library said."""
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        # fsspec calls every web page missing that it can't ask for; what it was is below.
-        error = error.__cause__
-    answer = getattr(error, "response", None)
-    status = getattr(error, "status", None) or getattr(answer, "status_code", None)
-    if isinstance(status, int) and status:
-        return _answered(status, getattr(error, "headers", None) or getattr(answer, "headers", None) or {})
-    if isinstance(error, FileNotFoundError):
-        return StagingError("it does not exist there")
-    if type(error).__name__ == "TooManyRedirects":
-        return StagingError("it is redirected without end")
-    if isinstance(error, PermissionError):
-        return StagingError("reading it was refused; give credentials that may read it")
-    if isinstance(error, ssl.SSLError | ssl.CertificateError):
-        return StagingError(f"the server's certificate is not accepted: {_scrubbed(str(error), secrets)}")
-    unknown_host = getattr(error, "os_error", error)
-    if isinstance(unknown_host, socket.gaierror) and unknown_host.errno == socket.EAI_NONAME:
-        return StagingError("there is no host of that name")
-    said = f"{type(error).__name__}: {_scrubbed(str(error), secrets)}".rstrip(": ")
-    if isinstance(error, TimeoutError):
-        return _PassingError("the server did not answer in time")
-    of_the_way = {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & _LIBRARIES
-    if isinstance(error, ConnectionError | EOFError) or (of_the_way and not isinstance(error, ValueError)):
-        return _PassingError(f"the connection failed or was cut ({said})")
-    return StagingError(f"it can't be read there ({said})")
-
-
-def _answered(status: int, headers: Mapping[str, str]) -> TelematicsError:
-    """What a status means."""
-    after = headers.get("Retry-After") or ""
-    limited = status == 403 and (after or headers.get("X-RateLimit-Remaining") == "0")
-    if status in _PASSING or limited:
-        return _PassingError(f"the server answered {status}", float(after) if after.isdigit() else 0.0)
-    if status in (404, 410):
-        return StagingError("it does not exist there")
-    if status in (401, 403, 407):
-        return StagingError(f"the server refused access ({status}); give credentials that may read it")
-    if 300 <= status < 400:
-        return StagingError("it is redirected without end")
-    return StagingError(f"the server answered {status}")
-
-
 def _tags(info: Mapping[str, Any]) -> Mapping[str, Any]:
     return {tag: info[tag] for tag in _TAGS if info.get(tag) is not None}
 
@@ -641,7 +557,7 @@ def _check_same(before: Mapping[str, Any], after: Mapping[str, Any], received: i
     if before != after:
         raise FileChangedError("it changed while it was being staged; stage it again when its writer is done")
     if before.get("size", received) != received:
-        raise _PassingError(f"{received:,} bytes came, and {before['size']:,} were announced")
+        raise PassingError(f"{received:,} bytes came, and {before['size']:,} were announced")
 
 
 def _check_blob(blob: str, file: IO[bytes], size: int) -> None:

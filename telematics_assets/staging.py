@@ -44,7 +44,8 @@ from telematics_assets.errors import (
 )
 from telematics_assets.lakehouse.ddl import holdable
 from telematics_assets.lakehouse.types import delta_type, fits, storable, wider
-from telematics_assets.remote import Limits, RemoteFile, RemoteProblem, Source, is_url, open_source, shown
+from telematics_assets.remote import Limits, RemoteFile, RemoteProblem, Source, is_url, open_source
+from telematics_assets.remote_faults import shown
 from telematics_assets.volumes.base import refuse_dbfs
 
 if TYPE_CHECKING:
@@ -155,9 +156,9 @@ class _Found:
 def _opened(source: Path | str, limits: Limits) -> Path | Source:
     """What a source is, before anything is uploaded or asked for over a network."""
     if isinstance(source, str) and is_url(source):
-        parts = urlsplit(source)
-        if parts.scheme not in ("file", "local") or "::" in source:
+        if source.partition("://")[0].lower() not in ("file", "local") or "::" in source:
             return open_source(source, limits)
+        parts = urlsplit(source)
         if parts.netloc not in ("", "localhost"):
             raise UnknownNameError(f"{shown(source)!r} is on another machine. Give file:///… with a path on this one.")
         source = url2pathname(parts.path)

@@ -35,6 +35,7 @@ PURE_ROOMS = (
     "microbatch",
     "processes",
     "remote",
+    "remote_faults",
     "settings",
     "staging",
     "volumes",

@@ -24,13 +24,15 @@ from hypothesis import strategies as st
 from telematics_assets.catalog import TELEMATICS, TELEMATICS_TEST
 from telematics_assets.demo.fleet import FleetPlan, json_bytes, parquet_bytes, points
 from telematics_assets.errors import DbfsDisabledError, TelematicsError, UnknownNameError
-from telematics_assets.remote import Limits, name_problem, shown
+from telematics_assets.remote import Limits, name_problem
+from telematics_assets.remote_faults import shown
 from telematics_assets.staging import StageReport, stage
 from telematics_assets.volumes.base import as_files
 from telematics_assets.volumes.local import LocalVolume
 from telematics_assets.volumes.memory import MemoryVolume
 from telematics_assets.volumes.objects import open_store
 from telematics_assets_tests.stores import servers
+from telematics_assets_tests.stores.proxy import Fault, proxied
 from telematics_assets_tests.web import Web, pointer, serving
 
 POINTS = points(FleetPlan(vehicles=2, files=1, rows=20))
@@ -363,6 +365,9 @@ def test_credentials_in_a_url_are_used_and_never_shown(
         ("github://owner:repo@main/folder", "github://owner:repo@main/folder"),
         ("abfss://container@account.dfs.core.windows.net/a", "abfss://container@account.dfs.core.windows.net/a"),
         ("zip://a/b.json::https://u:p@host/a.zip?t=1", "zip://a/b.json::https://…@host/a.zip?…"),
+        ("https://user:pa/ss@host/a", "https://…"),
+        ("https://user:pa?ss@host/a", "https://…"),
+        ("http://[::1]:8080/a", "http://[::1]:8080/a"),
         ("https://host/\x1b[2J", "https://host/\\x1b[2J"),
     ],
 )
@@ -376,6 +381,8 @@ def test_a_url_is_shown_without_what_may_be_a_secret(url: str, safe: str) -> Non
         "nosuch://hunter2:s3cret@host/a?sig=sigsigsig",
         "https://hunter2:s3cret@:80/a?sig=sigsigsig",
         "s3://bucket?sig=sigsigsig",
+        "https://me:hunter2/s3cret@host/a",
+        "https://[bad/a?sig=sigsigsig",
     ],
 )
 def test_errors_before_anything_is_asked_for_show_no_secret_either(url: str, volume: MemoryVolume) -> None:
@@ -517,6 +524,24 @@ def test_objects_of_a_store_are_staged_with_the_credentials_of_the_environment(
     reason, transient = refusal(stage_json(f"{place}/nothing", volume))
     assert "no such object" in reason
     assert not transient
+
+
+@pytest.mark.parametrize(("fault", "transient"), [("503", True), ("cut", True), ("403", False)])
+@pytest.mark.parametrize("path", ["in", "in/a.json"])
+def test_a_store_that_does_not_give_its_objects_is_a_reason_while_the_rest_lands(
+    volume: MemoryVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, fault: Fault, transient: bool
+) -> None:
+    place = servers.s3()
+    obstore.put(open_store(place), "in/a.json", JSON)
+    (tmp_path / "local.json").write_bytes(JSON)
+    with proxied(servers.port_of("s3")) as proxy:
+        for name, value in servers.s3_environment(proxy.port).items():
+            monkeypatch.setenv(name, value)
+        proxy.fail(fault, None)
+        report = stage([f"{place}/{path}", tmp_path / "local.json"], TELEMATICS_TEST, volume, limits=LIMITS)
+    assert landed(volume) == {"json/local.json": JSON}
+    (refused,) = report.refused
+    assert refused.transient is transient
 
 
 # -- usage -------------------------------------------------------------------------------------------------------------
