@@ -98,7 +98,7 @@ def unreadable_files(home: Path, stream: FileStream) -> set[str]:
     """The files, relative to the Volume, that nobody can read."""
     root = home / LOCATION.lstrip("/")
     paths = [path for path in (root / stream.folder).rglob("*") if path.is_file() and path.name[0] not in "_."]
-    return {f"{path.relative_to(root)}" for path in paths if _rows(path, "", stream) is None}
+    return {f"{path.relative_to(root)}" for path in paths if _content(path, stream) is None}
 
 
 def _compare(name: str, expected: list[Row], found: list[Row], account: Account) -> None:
@@ -140,24 +140,27 @@ def _loaded(home: Path, stream: FileStream) -> dict[str, list[Row]]:
     return rows
 
 
+def _content(path: Path, stream: FileStream) -> pa.Table | bytes | None:
+    """What a file holds, or None if nobody can read it."""
+    try:
+        if stream.format == "parquet":
+            return pq.read_table(path)
+        data = path.read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (pa.ArrowInvalid, EOFError, OSError, zlib.error):
+        return None
+
+
 def _rows(path: Path, name: str, stream: FileStream) -> list[Row] | None:
     """The rows that a file must become, or None if nobody can read it."""
     types = {column.name: _TYPES[column.type] for column in stream.contract.columns}
-    if stream.format == "parquet":
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError):
-            return None
-        fits = {each.name: each.type == types.get(each.name, each.type) for each in table.schema}
-        return [_row(record, {k for k, fit in fits.items() if fit}, types, name) for record in table.to_pylist()]
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error):
-            return None
-    lines = data.split(b"\n")
-    return [_line(line, types, name) for line in lines if line.strip()]
+    content = _content(path, stream)
+    if content is None:
+        return None
+    if isinstance(content, bytes):
+        return [_line(line, types, name) for line in content.split(b"\n") if line.strip()]
+    fit = {each.name for each in content.schema if each.type == types.get(each.name, each.type)}
+    return [_row(record, fit, types, name) for record in content.to_pylist()]
 
 
 def _row(record: Row, fit: set[str], types: Mapping[str, Any], name: str) -> Row:

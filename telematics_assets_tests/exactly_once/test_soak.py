@@ -88,7 +88,7 @@ class Chaos:
             killed_at = now + self._moments.uniform(0.8, 6) if self._moments.random() < 0.7 else None
             self._racers.append(Racer(process, killed_at))
         if now > self._next_worker and self._kill_a_worker():
-            self._next_worker = now + self._moments.uniform(2, 8)
+            self._next_worker = now + self._moments.uniform(4, 20)
 
     def end(self) -> None:
         """Let the loaders that are left come to their end."""
