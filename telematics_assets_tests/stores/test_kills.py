@@ -141,7 +141,7 @@ def test_processes_killed_at_one_step_after_the_other_lose_and_double_nothing() 
 
 def test_processes_killed_at_random_moments_lose_and_double_nothing(soak_factor: int) -> None:
     place = servers.azure()
-    waves = load_under_kills(max(3, 5 * (soak_factor - 1)), lambda wave: land(place, wave), lambda: start(place))
+    waves = load_under_kills(4 * soak_factor, lambda wave: land(place, wave), lambda: start(place))
     assert_exactly_once(place, 30 * waves)
 
 
