@@ -47,7 +47,8 @@ def file_columns(source: BinaryIO, stream: FileStream) -> Columns:
         UnreadableFileError: If this can't be told.
     """
     if stream.format == "parquet":
-        return [(field.name, field.type) for field in parquet_schema(source)]
+        schema = parquet_schema(source)
+        return list(zip(schema.names, schema.types, strict=True))
     if stream.format == "csv":
         keys = csv_keys(source, dialect=dialect(stream.options), names=_names(stream))
     else:
@@ -134,7 +135,7 @@ def _read(
             target,
             rescued_column=options.rescued_data_column,
             file_path=file_path,
-            on_schema=lambda schema: on_columns([(f.name, f.type) for f in schema]) if on_columns else None,
+            on_columns=on_columns,
         )
     assert isinstance(target, pa.Schema)
     return _read_text(source, stream, target, file_path, on_columns)

@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import itemgetter
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -44,7 +45,10 @@ from telematics_assets.catalog import CORRUPT_RECORD
 from telematics_assets.errors import UnreadableFileError
 
 #: How much of a file is parsed at a time.
-CHUNK_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 4 * 1024 * 1024
+
+#: Values of one chunk, null ones too: short records of many columns make small chunks.
+CHUNK_VALUES = 1_000_000
 
 #: How far back from a file's end its last line is looked for, before a closing brace has to do.
 TAIL_BYTES = 1024 * 1024
@@ -107,7 +111,8 @@ def read_json(
     blocks: Iterator[bytes | Elements] = _blocks(opened, chunk_bytes)
     if multi_line:
         blocks = elements(opened, chunk_bytes)
-    results = in_order(lambda block: _read_block(block, layout, shapes), blocks)
+    parts = _short(blocks, max(1, CHUNK_VALUES // len(target)))
+    results = in_order(lambda part: _read_block(part, layout, shapes), parts)
     try:
         for result in results:
             if result.too_long is not None:
@@ -222,6 +227,22 @@ def _blocks(source: BinaryIO, chunk_bytes: int) -> Iterator[bytes]:
         if open_bytes > MAX_RECORD_BYTES + len(_BOM) + 1:
             raise RecordTooLongError
         data = following
+
+
+def _short(blocks: Iterator[bytes | Elements], lines: int) -> Iterator[bytes | Elements]:
+    """Cut blocks into parts of so many lines at most."""
+    for block in blocks:
+        if isinstance(block, Elements):
+            for start in range(0, len(block.offsets) - 1, lines):
+                offsets = block.offsets[start : start + lines + 1]
+                yield Elements(block.data[offsets[0] : offsets[-1]], offsets - offsets[0])
+        elif block.count(b"\n") <= lines:
+            yield block
+        else:
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _LINE_FEED)[lines - 1 :: lines] + 1
+            for start, end in pairwise([0, *ends.tolist(), len(block)]):
+                if start < end:
+                    yield block[start:end]
 
 
 class _Block:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from telematics_assets.autoloader.chunks import RecordTooLongError
 
@@ -56,6 +56,47 @@ def in_order(work: Callable[[Part], Made], parts: Iterator[Part]) -> Generator[M
             raise too_long
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Begun(Generic[Part]):
+    """A generator of which another thread may have taken the beginning."""
+
+    def __init__(self, parts: Generator[Part, None, None]) -> None:
+        """Take nothing yet."""
+        self._parts = parts
+        self._taken: deque[Part] = deque()
+        self._error: BaseException | None = None
+
+    def take(self, room: int, size: Callable[[Part], int]) -> int:
+        """Take parts until there is no room for more.
+
+        Args:
+            room: How much those that are taken may be together; the last may exceed it.
+            size: How much a part is.
+
+        Returns:
+            How much was taken.
+        """
+        taken = 0
+        try:
+            while taken < room and (part := next(self._parts, None)) is not None:
+                self._taken.append(part)
+                taken += size(part)
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever gets to it
+            self._error = error
+        return taken
+
+    def __iter__(self) -> Iterator[Part]:
+        """All parts in order; what was raised meanwhile is raised behind those before it."""
+        while self._taken:
+            yield self._taken.popleft()
+        if self._error is not None:
+            raise self._error
+        yield from self._parts
+
+    def close(self) -> None:
+        """Close the generator."""
+        self._parts.close()
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def rescued_json(columns: Mapping[str, pa.Array], file_path: str, rows: int) -> 
     Returns:
         A string array; null where a row has nothing rescued.
     """
+    if not columns:
+        return pa.nulls(rows, pa.string())
     members = []
     nothing = pa.repeat(pa.scalar(True), rows)
     for key, values in zip(rescued_keys(list(columns), _FILE_PATH), columns.values(), strict=True):

@@ -16,12 +16,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from telematics_assets.autoloader.checkpoint import FileResult, Plan, Result
@@ -29,7 +30,7 @@ from telematics_assets.autoloader.chunks import Chunk
 from telematics_assets.autoloader.formats import Columns, file_columns, read_file, sample_file
 from telematics_assets.autoloader.inference import Sample
 from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, StreamLoader
-from telematics_assets.autoloader.ordered import ahead
+from telematics_assets.autoloader.ordered import Begun, ahead, in_order
 from telematics_assets.autoloader.schema import (
     changes,
     evolved,
@@ -81,16 +82,22 @@ from telematics_assets.volumes.base import FileEntry, Volume
 from telematics_assets.volumes.local import LocalVolume
 
 #: Rows of one file are held back until the file is proven unchanged, up to this many bytes; beyond, they are passed on.
-HOLD_BYTES = 64 << 20
+HOLD_BYTES = 32 << 20
 #: JSON keys for the first schema are taken from this many files; later keys evolve the table.
 SAMPLE_FILES = 64
 #: Data columns with statistics in the log, as many as Delta's own default: with all, 1,200 columns took 25 s to open.
 STATISTICS_COLUMNS = 32
 
-#: Batches are put together until they have this many rows.
-GATHER_ROWS = 32_768
-#: Rows of a batch at most.
-BATCH_ROWS = 65_536
+#: A file up to this size is read in another thread, while those before it are passed on.
+SMALL_BYTES = 1 << 20
+#: So many small files that follow each other are given to a thread at once.
+GROUP_FILES = 16
+#: What a thread reads of them before their turn has come, in memory; the rest is read when it has.
+AHEAD_BYTES = 8 << 20
+#: Rows are put together until they are so many, or take so much memory: the writer pays per batch, holds a dozen of
+#: them, and puts smaller ones together itself.
+BATCH_ROWS = 8_192
+GATHER_BYTES = 16 << 20
 #: Batches that are read while the writer is busy.
 BATCHES_AHEAD = 2
 
@@ -398,7 +405,7 @@ class _Writer:
             schema = evolved(base, known.new_fields)
             rows = _Rows(self._volume, stream, base, schema, plan, attempt, known, publish, on_step, progress)
             try:
-                return commit(schema, ahead(_gathered(rows, schema), BATCHES_AHEAD))
+                return commit(schema, ahead(iter(rows), BATCHES_AHEAD))
             except _RestartError:
                 continue
 
@@ -435,22 +442,39 @@ class _Rows:
         self._progress = progress
         self._target = reader_schema(stream, schema)
         self._ingested_at = datetime.now(UTC)
+        self._learnt: Columns = []
         self._wider = False
 
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
+    def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
+        """Batches of a size that the writer likes, of one file or of many."""
+        pieces: list[_Piece] = []
+        rows = size = 0
+        for piece in self._pieces():
+            pieces.append(piece)
+            rows += piece.chunk.table.num_rows
+            size += piece.size
+            if rows >= BATCH_ROWS or size >= GATHER_BYTES:
+                yield from self._batches(pieces)
+                pieces, rows, size = [], 0, 0
+        if pieces:
+            yield from self._batches(pieces)
+
+    def _pieces(self) -> Iterator[_Piece]:
         results: list[FileResult] = []
         rows = 0
         total = len(self._plan.files)
-        for number, file in enumerate(self._plan.files, 1):
-            verdict = self._known.verdicts.get(file.path)
-            if verdict is None:
-                result = yield from self._file(file)
-            else:
-                result = verdict
-            results.append(result)
-            rows += result.rows
-            self._on_step("file_read")
-            self._progress(Progress("read", file.path, number, total, rows))
+        with closing(self._readings()) as readings:
+            for number, (file, parts) in enumerate(readings, 1):
+                verdict = self._known.verdicts.get(file.path)
+                if verdict is None:
+                    with closing(parts):
+                        result = yield from self._file(file, parts)
+                else:
+                    result = verdict
+                results.append(result)
+                rows += result.rows
+                self._on_step("file_read")
+                self._progress(Progress("read", file.path, number, total, rows))
         if self._wider:
             raise _RestartError
         self._progress(Progress("commit", f"committing {rows} rows of batch {self._plan.batch_id}", total, total, rows))
@@ -464,51 +488,76 @@ class _Rows:
             )
         )
 
-    def _file(self, file: FileEntry) -> Generator[pa.RecordBatch, None, FileResult]:
-        held: list[Chunk] = []
-        held_bytes = rows = rescued = corrupt = 0
-        passed_on = False
+    def _readings(self) -> Generator[tuple[FileEntry, Begun[_Part]], None, None]:
+        """The plan's files in order, each with what it holds. Small ones are read in other threads by then."""
+        for begun in in_order(self._begin, _neighbours(self._plan.files)):
+            yield from begun
+
+    def _begin(self, files: list[FileEntry]) -> list[tuple[FileEntry, Begun[_Part]]]:
+        begun = []
+        room = AHEAD_BYTES
+        for file in files:
+            parts = Begun(self._parts(file))
+            if file.size <= SMALL_BYTES and file.path not in self._known.verdicts:
+                room -= parts.take(room, _held_bytes)
+            begun.append((file, parts))
+        return begun
+
+    def _parts(self, file: FileEntry) -> Generator[_Part, None, None]:
+        """What reading a file brings: columns, rows, and at last what speaks against the file, if anything does."""
         verdict = self._verdict(file)
         if verdict is None:
+            found: list[Columns] = []
             try:
                 with self._volume.open(file.path) as source:
-                    for chunk in self._read(source, file):
-                        rows += chunk.table.num_rows
-                        rescued += chunk.rescued_rows
-                        corrupt += chunk.corrupt_rows
-                        if self._wider:
-                            # The attempt begins again with more columns; only names are still to be learnt.
-                            if self._stream.format != "json":
-                                break
-                            continue
-                        held.append(chunk)
-                        held_bytes += chunk.table.nbytes
-                        if held_bytes > HOLD_BYTES:
-                            for ready in held:
-                                yield from self._batches(ready, file)
-                            held, held_bytes, passed_on = [], 0, True
-            except SchemaError:
-                # A file that changed meanwhile may have shown columns that it does not have.
-                verdict = self._verdict(file)
-                if verdict is None:
-                    raise
+                    shown = f"{self._volume.location}/{file.path}"
+                    for chunk in read_file(source, self._stream, self._target, shown, found.append, file.path):
+                        yield from found
+                        found.clear()
+                        yield _Piece(file, chunk, chunk.table.get_total_buffer_size())
             except UnreadableFileError as error:
-                verdict = self._verdict(file) or FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
+                verdict = FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
             except FileMissingError:
-                gone = FileResult(file.path, "SKIPPED_MISSING", "it vanished while it was read")
-                verdict = self._verdict(file) or gone
+                verdict = FileResult(file.path, "SKIPPED_MISSING", "it vanished while it was read")
             except VolumeError as error:
-                verdict = self._verdict(file) or FileResult(file.path, "DENIED", str(error))
+                verdict = FileResult(file.path, "DENIED", str(error))
+            yield from found
+            verdict = self._verdict(file) or verdict
+        if verdict is not None:
+            yield verdict
+
+    def _file(self, file: FileEntry, parts: Iterable[_Part]) -> Generator[_Piece, None, FileResult]:
+        held: list[_Piece] = []
+        held_bytes = rows = rescued = corrupt = 0
+        passed_on = False
+        verdict = None
+        for part in parts:
+            if isinstance(part, FileResult):
+                verdict = part
+            elif not isinstance(part, _Piece):
+                verdict = self._learn(file, part)
+                if verdict is not None:
+                    break
+            elif self._wider:
+                # The attempt begins again with more columns; only names are still to be learnt.
+                if self._stream.format != "json":
+                    break
             else:
-                verdict = self._verdict(file)
+                rows += part.chunk.table.num_rows
+                rescued += part.chunk.rescued_rows
+                corrupt += part.chunk.corrupt_rows
+                held.append(part)
+                held_bytes += part.size
+                if held_bytes > HOLD_BYTES:
+                    yield from held
+                    held, held_bytes, passed_on = [], 0, True
         if verdict is not None:
             if passed_on:
                 self._known.verdicts[file.path] = verdict
                 raise _RestartError
             return verdict
         if not self._wider:
-            for ready in held:
-                yield from self._batches(ready, file)
+            yield from held
         return FileResult(file.path, "INGESTED", None, rows, rescued, corrupt)
 
     def _verdict(self, file: FileEntry) -> FileResult | None:
@@ -522,60 +571,81 @@ class _Rows:
             return FileResult(file.path, "SKIPPED_CORRUPTED", "it has zero bytes")
         return None
 
-    def _read(self, source: BinaryIO, file: FileEntry) -> Iterator[Chunk]:
-        return read_file(
-            source,
-            self._stream,
-            self._target,
-            f"{self._volume.location}/{file.path}",
-            on_columns=lambda found: self._learn(file, found),
-            path=file.path,
-        )
-
-    def _learn(self, file: FileEntry, found: Columns) -> None:
+    def _learn(self, file: FileEntry, found: Columns) -> FileResult | None:
+        """Note columns that the table lacks, or say what speaks against the file that showed them."""
+        if found == self._learnt:
+            return None
         schema = evolved(self._table, self._known.new_fields)
-        fields = resolve(self._stream, schema, found, file.path)
+        try:
+            fields = resolve(self._stream, schema, found, file.path)
+        except SchemaError:
+            # A file that changed meanwhile may have shown columns that it does not have.
+            verdict = self._verdict(file)
+            if verdict is None:
+                raise
+            return verdict
+        self._learnt = found
         if fields:
             self._known.new_fields += fields
             self._wider = True
+        return None
 
-    def _batches(self, chunk: Chunk, file: FileEntry) -> Iterator[pa.RecordBatch]:
-        modified = datetime.fromtimestamp(file.modified_ns // 1_000_000_000, UTC).replace(
-            microsecond=file.modified_ns // 1000 % 1_000_000
-        )
-        path = f"{self._volume.location}/{file.path}"
-        # A chunk of tiny records has millions of rows, and each gets the path.
-        for start in range(0, chunk.table.num_rows, BATCH_ROWS):
-            table = chunk.table.slice(start, BATCH_ROWS)
+    def _batches(self, pieces: list[_Piece]) -> Iterator[pa.RecordBatch]:
+        tables = pa.concat_tables([piece.chunk.table for piece in pieces]).combine_chunks()
+        files = [piece.file for piece in pieces]
+        ends = np.cumsum([piece.chunk.table.num_rows for piece in pieces])
+        for start in range(0, tables.num_rows, BATCH_ROWS):
+            table = tables.slice(start, BATCH_ROWS)
             count = table.num_rows
+            here = np.diff(np.clip(ends, start, start + count), prepend=start)
             columns = dict(zip(table.schema.names, table.columns, strict=True))
-            columns[SOURCE_FILE] = _repeated(path, count)
-            columns[SOURCE_FILE_MODIFIED_AT] = pa.repeat(pa.scalar(modified, _TIMESTAMP), count)
+            columns[SOURCE_FILE] = _repeated([f"{self._volume.location}/{file.path}" for file in files], here)
+            modified = np.array([file.modified_ns // 1000 for file in files], np.int64)
+            columns[SOURCE_FILE_MODIFIED_AT] = pa.array(np.repeat(modified, here)).cast(_TIMESTAMP)
             columns[BATCH_ID] = pa.repeat(pa.scalar(self._plan.batch_id, pa.int64()), count)
             columns[INGESTED_AT] = pa.repeat(pa.scalar(self._ingested_at, _TIMESTAMP), count)
             whole = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
             yield from whole.to_batches()
 
 
-def _repeated(text: str, count: int) -> pa.Array:
-    """One text in every row. `pa.repeat` appends it row by row, which took a third of the time of a load."""
-    data = text.encode()
-    offsets = np.arange(count + 1, dtype=np.int32) * np.int32(len(data))
-    return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(data * count))
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some rows of one file, and how much memory they take."""
+
+    file: FileEntry
+    chunk: Chunk
+    size: int
 
 
-def _gathered(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Generator[pa.RecordBatch, None, None]:
-    """Small batches put together: the writer pays per batch, and thousands of small files make thousands of them."""
-    held: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        held.append(batch)
-        rows += batch.num_rows
-        if rows >= GATHER_ROWS:
-            yield from pa.Table.from_batches(held, schema).combine_chunks().to_batches()
-            held, rows = [], 0
-    if held:
-        yield from pa.Table.from_batches(held, schema).combine_chunks().to_batches()
+#: What reading a file brings: columns to learn, rows, or what speaks against the file.
+_Part = Columns | _Piece | FileResult
+
+
+def _held_bytes(part: _Part) -> int:
+    return part.size if isinstance(part, _Piece) else 0
+
+
+def _neighbours(files: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
+    """Files that stand together, as many as are small together: a thread is asked once for all of them."""
+    group: list[FileEntry] = []
+    size = 0
+    for file in files:
+        if group and (len(group) == GROUP_FILES or size + file.size > SMALL_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.size
+    if group:
+        yield group
+
+
+def _repeated(texts: list[str], counts: npt.NDArray[np.int64]) -> pa.Array:
+    """Each text in so many rows. `pa.repeat` appends row by row, which took a third of the time of a load."""
+    data = [text.encode() for text in texts]
+    offsets = np.zeros(counts.sum() + 1, np.int32)
+    np.cumsum(np.repeat([len(text) for text in data], counts), out=offsets[1:])
+    joined = b"".join([text * count for text, count in zip(data, counts.tolist(), strict=True)])
+    return pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(joined))
 
 
 def _comment(column: pa.Field) -> str | None:

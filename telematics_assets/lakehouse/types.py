@@ -293,6 +293,13 @@ def _joined_decimal(mine: Any, other: Any) -> Any | None:
     return pa.decimal128(whole + scale, scale) if whole + scale <= MAX_DIGITS else None
 
 
+def is_always_exact(file_type: pa.DataType, table_type: pa.DataType) -> bool:
+    """Whether a column needs neither a cast nor a look at its values: every bit pattern of its type is a value."""
+    return file_type == table_type and (
+        file_type in _INTEGERS or file_type in _FLOATS or pa.types.is_boolean(file_type)
+    )
+
+
 def plain(array: pa.Array) -> pa.Array:
     """The same values without extension type, dictionary, view or run-end encoding."""
     if isinstance(array, pa.ExtensionArray):
@@ -340,7 +347,7 @@ def _exact(array: pa.Array, table_type: pa.DataType) -> pa.Array | None:
         values = array if array.type == table_type else array.cast(table_type)
     except pa.ArrowInvalid:
         return None
-    return None if any(pc.any(_out_of_range(leaf)).as_py() for leaf in _temporal_leaves(values)) else values
+    return None if any(map(_any_out_of_range, _temporal_leaves(values))) else values
 
 
 def _misfits(array: pa.Array, table_type: pa.DataType) -> pa.Array:
@@ -356,19 +363,36 @@ def _misfits(array: pa.Array, table_type: pa.DataType) -> pa.Array:
     return pa.concat_arrays([_misfits(part, table_type) for part in halves])
 
 
+def _any_out_of_range(array: pa.Array) -> bool:
+    bounds = _bounds(array.type)
+    if bounds is None:
+        return bool(pc.any(_out_of_range(array)).as_py())
+    ends = pc.min_max(_numbers(array))
+    smallest, largest = ends["min"].as_py(), ends["max"].as_py()
+    return smallest is not None and not (bounds[0] <= smallest and largest <= bounds[1])
+
+
 def _out_of_range(array: pa.Array) -> pa.Array:
     """Per value of a timestamp or date32 array: is it outside years 1 to 9999, or finer than its Delta type?"""
-    if pa.types.is_timestamp(array.type):
-        numbers = array.view(pa.int64())
-        if array.type.unit == "ns":
-            # All of them are years 1677 to 2262.
-            return pc.not_equal(pc.multiply(pc.divide(numbers, 1_000), 1_000), numbers)
-        per_second = _PER_SECOND[array.type.unit]
-        first, last = _FIRST_SECOND * per_second, (_LAST_SECOND + 1) * per_second - 1
-    else:
-        numbers = array.view(pa.int32())
-        first, last = _FIRST_SECOND // _DAY_S, _LAST_SECOND // _DAY_S
-    return pc.or_(pc.less(numbers, first), pc.greater(numbers, last))
+    numbers = _numbers(array)
+    bounds = _bounds(array.type)
+    if bounds is None:
+        return pc.not_equal(pc.multiply(pc.divide(numbers, 1_000), 1_000), numbers)
+    return pc.or_(pc.less(numbers, bounds[0]), pc.greater(numbers, bounds[1]))
+
+
+def _bounds(arrow: pa.DataType) -> tuple[int, int] | None:
+    """The first and last number within years 1 to 9999; None for nanoseconds, which are all within."""
+    if pa.types.is_date32(arrow):
+        return _FIRST_SECOND // _DAY_S, _LAST_SECOND // _DAY_S
+    if arrow.unit == "ns":
+        return None
+    per_second = _PER_SECOND[arrow.unit]
+    return _FIRST_SECOND * per_second, (_LAST_SECOND + 1) * per_second - 1
+
+
+def _numbers(array: pa.Array) -> pa.Array:
+    return array.view(pa.int32() if pa.types.is_date32(array.type) else pa.int64())
 
 
 def _temporal_leaves(array: pa.Array) -> Iterator[pa.Array]:

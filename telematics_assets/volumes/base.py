@@ -8,6 +8,7 @@ Paths are relative to the Volume's root, separated by `/`, never start with `/` 
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 #: Columns of `Listing.files`: path relative to the Volume, bytes, modification time in nanoseconds since the epoch
 #: (UTC), and the store's own version tag of the content (an ETag; null where the store has none).
 LISTING_COLUMNS = ("path", "size", "modified_ns", "etag")
+
+_NO_NAME = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ def check_path(path: str) -> str:
         VolumeError: For absolute paths, empty ones, parts `.` or `..`, and names that are not UTF-8 or hold a NUL.
     """
     refuse_dbfs(path)
-    if "\0" in path or any("\ud800" <= char <= "\udfff" for char in path):
+    if _NO_NAME.search(path):
         raise VolumeError(f"{path!r} is not a path of a Volume: it is not UTF-8, or holds a NUL. Rename the file.")
     if not path or path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
         raise VolumeError(

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from telematics_assets.autoloader.chunks import MAX_RECORD_BYTES
 from telematics_assets.autoloader.codecs import LOOK_BYTES, LOOK_UNPACKED_BYTES
 from telematics_assets.autoloader.json_exact import MAX_DEPTH, parse_record
-from telematics_assets.autoloader.json_lines import TAIL_BYTES, is_complete_json, json_keys, read_json
+from telematics_assets.autoloader.json_lines import CHUNK_VALUES, TAIL_BYTES, is_complete_json, json_keys, read_json
 from telematics_assets.autoloader.json_shapes import learn
 from telematics_assets.errors import UnreadableFileError
 from telematics_assets_tests.fuzz.oracle import check_json_lines
@@ -723,3 +723,25 @@ def test_a_row_is_what_a_strict_parser_says_to_the_last_byte(lines: list[bytes],
 )
 def test_arbitrary_bytes_are_accounted_for(content: bytes) -> None:
     check_json_lines(content)
+
+
+@pytest.mark.parametrize("multi_line", [False, True])
+def test_short_records_of_many_columns_come_in_small_chunks(multi_line: bool) -> None:
+    rows = 3 * (CHUNK_VALUES // 2_000) + 7
+    records = [f'{{"c{number % 50}":{number}}}'.encode() for number in range(rows)]
+    content = b"[" + b",".join(records) + b"]" if multi_line else b"\n".join(records)
+    target = schema(*(f"c{number}" for number in range(2_000 - len(OWN))))
+    chunks = list(
+        read_json(
+            io.BytesIO(content),
+            target,
+            rescued_column="_rescued_data",
+            raw_column=None,
+            file_path=FILE,
+            multi_line=multi_line,
+        )
+    )
+    assert all(chunk.table.num_rows * len(target) <= CHUNK_VALUES for chunk in chunks)
+    values = [chunk.table[f"c{number}"].to_pylist() for chunk in chunks for number in range(50)]
+    assert sorted(int(v) for column in values for v in column if v is not None) == list(range(rows))
+    assert sum(chunk.table.num_rows for chunk in chunks) == rows

@@ -570,3 +570,24 @@ def test_the_shipped_stream_takes_a_drifted_file_end_to_end() -> None:
     assert (table["vehicle_id"][0].as_py(), table["battery_v"][0].as_py()) == ("V1", 12.5)
     assert table["engine_rpm"].to_pylist() == [None]
     assert rescued(table) == [{"engine_rpm": 2.5}]
+
+
+def test_files_that_differ_in_the_name_of_a_struct_only_are_told_apart() -> None:
+    struct = pa.struct([("x", pa.int64())])
+    target = pa.schema([("a", struct), ("b", struct), (RESCUED, pa.string())])
+    for name in ("a", "b", "a"):
+        # Without a stored schema, the leaves of these files are equal.
+        data = parquet({name: pa.array([{"x": 1}], struct)}, store_schema=False)
+        heard: list[list[str]] = []
+        (chunk,) = chunks(data, target, on_columns=lambda columns: heard.append([n for n, _ in columns]))  # noqa: B023
+        assert heard == [[name]]
+        assert chunk.table.to_pylist() == [{"a": None, "b": None, RESCUED: None} | {name: {"x": 1}}]
+
+
+def test_each_file_of_one_schema_names_itself_and_fits_the_table_of_its_time() -> None:
+    data = parquet({"rpm": pa.array([1], pa.int32()), "extra": ["e"]})
+    for target in (TARGET, pa.schema([*list(TARGET)[:-1], ("extra", pa.string()), TARGET.field(RESCUED)]), TARGET):
+        for path in ("a.parquet", "b.parquet"):
+            (chunk,) = read_parquet(io.BytesIO(data), target, rescued_column=RESCUED, file_path=path)
+            rescued = None if "extra" in target.names else {"extra": "e", "_file_path": path}
+            assert json.loads(chunk.table[RESCUED][0].as_py() or "null") == rescued

@@ -1,0 +1,83 @@
+"""A load stays below 1 GiB of memory, however large its batch is: measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from telematics_assets.catalog import Names
+
+LIMIT_MIB = 1024
+#: Loads the stream named by the second argument, and tells its rows and the peak of the memory it held.
+LOAD = """
+import json, re, sys
+from pathlib import Path
+from telematics_assets.catalog import FileStream, FileStreamOptions, TableContract
+from telematics_assets.engines.embedded import open_engine
+from telematics_assets.settings import Settings
+
+format = sys.argv[2]
+options = FileStreamOptions(raw_record_column="_raw_record" if format == "json" else None)
+stream = FileStream("points", format, format, "points", TableContract("Points."), options)
+engine = open_engine(Settings(home=Path(sys.argv[1]), settle_seconds=0, incomplete_seconds=0))
+rows = engine.ingest(stream).rows
+peak = int(re.search(r"VmHWM:\\s*([0-9]+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+print(json.dumps({"rows": rows, "peak": peak}))
+"""
+
+
+def json_points(path: Path) -> int:
+    """A file of 24 MB; its rows take three times as much, with the raw record."""
+    rows = 60_000
+    with path.open("w") as file:
+        for number in range(rows):
+            values = {f"value_{column}": number * 31 % (1000 + column) for column in range(20)}
+            file.write(json.dumps({"vehicle": f"VH-{number % 200:05d}", "note": "n" * 20, **values}) + "\n")
+    return rows
+
+
+def one_row_group(path: Path) -> int:
+    """A file whose one row group takes 100 MB, as numbers and text."""
+    rows = 500_000
+    numbers = pa.array(range(rows), pa.int64())
+    columns = {f"value_{column}": numbers for column in range(20)}
+    table = pa.table({"vehicle": numbers.cast(pa.string()), **columns})
+    pq.write_table(table, path, row_group_size=rows)
+    return rows
+
+
+def wide(path: Path) -> int:
+    """A file of 500 columns, whose row groups take 80 MB."""
+    rows = 20_000
+    numbers = pa.array(range(rows), pa.int64())
+    pq.write_table(pa.table({f"value_{column}": numbers for column in range(500)}), path)
+    return rows
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize(
+    ("format", "write", "files"),
+    [("json", json_points, 20), ("parquet", one_row_group, 12), ("parquet", wide, 14)],
+    ids=["json with raw records", "parquet", "parquet with 500 columns"],
+)
+def test_a_load_of_more_than_a_gibibyte_takes_less(
+    tmp_path: Path, format: str, write: Callable[[Path], int], files: int, soak_factor: int
+) -> None:
+    folder = tmp_path / Names().volume_location.lstrip("/") / format
+    folder.mkdir(parents=True)
+    rows = write(folder / "points-0")
+    files *= 1 if soak_factor == 1 else 7
+    for number in range(1, files):
+        os.link(folder / "points-0", folder / f"points-{number}")
+    command = [sys.executable, "-c", LOAD, str(tmp_path), format]
+    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    assert told["rows"] == rows * files
+    assert told["peak"] < LIMIT_MIB
