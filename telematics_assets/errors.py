@@ -132,5 +132,9 @@ class CommitConflictError(TransientError):
     """Raised when another writer committed first; nothing of this commit is in the table."""
 
 
+class BasisMovedError(CommitConflictError):
+    """Raised when an overwrite had to commit a property first: the handle is one version further, nobody else wrote."""
+
+
 class RunLimitError(PermanentError):
     """Raised when something took longer than its stated limit."""

@@ -36,6 +36,7 @@ from telematics_assets.autoloader.discovery import Discovered
 from telematics_assets.catalog import FileStream, TableName
 from telematics_assets.engines.base import Progress, ProgressListener
 from telematics_assets.errors import (
+    BasisMovedError,
     CheckpointCorruptError,
     CommitConflictError,
     FileMissingError,
@@ -146,8 +147,16 @@ class Refresher:
             CommitConflictError: If somebody committed meanwhile.
         """
         self._refuse_loss(basis, found)
-        table = basis.table
         plan = Plan(basis.batch_id, planner, tuple(as_files(found.ready)))
+        while True:
+            try:
+                return self._once(basis, plan, tell)
+            except BasisMovedError:
+                # The intent names the version that it is based on. Each time fewer columns have statistics.
+                continue
+
+    def _once(self, basis: Basis, plan: Plan, tell: ProgressListener) -> Refreshed:
+        table = basis.table
         name = RefreshName(self._checkpoint.generation() + 1, table.version, uuid.uuid4().hex)
         refresh = Refresh(name, table.properties.get(STREAM_ID_PROPERTY), uuid.uuid4().hex[:12], plan)
         tell(Progress("plan", f"full refresh as batch {plan.batch_id}: {len(plan.files)} files", 0, len(plan.files)))
@@ -164,6 +173,9 @@ class Refresher:
         positions = {**replaced, name.stream_id: plan.batch_id}
         try:
             self._writer.rewrite(self._stream, table, plan, refresh.attempt, positions, publish, self._step, tell)
+        except BasisMovedError:
+            self._checkpoint.forget_refresh(name)
+            raise
         except CommitConflictError as error:
             raise CommitConflictError(
                 f"Somebody committed to {self._name} while its files were read for the full refresh, so it was not "

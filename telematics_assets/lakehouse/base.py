@@ -142,6 +142,8 @@ class Table(Protocol):
             info: Texts for the commit info.
 
         Raises:
+            BasisMovedError: If a property of the table had to change first. Call it again: it becomes the version after
+                that.
             CommitConflictError: If another writer was first; nothing of this commit is in the table.
             TableUnsupportedError: If the table refuses to lose rows (`delta.appendOnly`).
         """

@@ -27,6 +27,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, TableName, is_name
 from telematics_assets.errors import (
+    BasisMovedError,
     CommitConflictError,
     SchemaError,
     TableError,
@@ -200,6 +201,9 @@ class DeltaLakeTable:
     ) -> Commit:
         """See `Table.append`."""
         self._refuse_casts(self.schema, schema)
+        if not set(schema.names) <= set(self.schema.names):
+            # The property may name a column that was dropped and comes back with another type.
+            self._keep_statistics_true(schema)
         return self._write(schema, batches, {app_id: version}, info, overwrite=False)
 
     def overwrite(
@@ -211,6 +215,11 @@ class DeltaLakeTable:
     ) -> Commit:
         """See `Table.overwrite`."""
         self._refuse_casts(pa.schema([]), schema)
+        if self._keep_statistics_true(schema):
+            raise BasisMovedError(
+                f"{self._name} had to lose statistics that its new types would make false, so it is at version "
+                f"{self.version} now. Its rows are as they were; run again."
+            )
         return self._write(schema, batches, positions, info, overwrite=True)
 
     def widen(
@@ -232,8 +241,8 @@ class DeltaLakeTable:
         anew = self._anew(rows, schema, here)
         return self._write(schema, batches, {app_id: version}, info, anew, overwrite=True)
 
-    def _keep_statistics_true(self, schema: pa.Schema) -> None:
-        """Take columns out of the property for statistics whose statistics would be false in their new type.
+    def _keep_statistics_true(self, schema: pa.Schema) -> bool:
+        """Take columns out of the property for statistics whose statistics would be false; say if there were any.
 
         An overwrite can't change properties, so it is a commit before it; a crash in between leaves a table that only
         has fewer statistics. Writing none is not enough: deltalake's Arrow dataset skips files whose named columns have
@@ -243,7 +252,7 @@ class DeltaLakeTable:
         false = {field.name for field in schema if not has_true_statistics(field)}
         kept = [name for name in named if name not in false]
         if len(kept) == len(named):
-            return
+            return False
         before = self.version
         self.set_property(STATISTICS_PROPERTY, ",".join(kept))
         if self.version != before + 1:
@@ -251,6 +260,7 @@ class DeltaLakeTable:
                 f"Another writer committed to {self._name} version {before + 1} first, which is not verified yet. "
                 "No rows were changed; run again."
             )
+        return True
 
     def _anew(self, rows: pl.LazyFrame, schema: pa.Schema, expected: int) -> Iterator[pa.RecordBatch]:
         """The rows that are there, in the schema's types; every cast is exact or fails."""

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -520,3 +521,59 @@ def test_of_two_refreshes_at_once_one_is_made(checkpoint_platform: CheckpointPla
         refreshing(platform, step, lambda: platform.new_engine().ingest(STREAM, REFRESH)).ingest(STREAM, REFRESH)
         assert values(platform) == ["0", "1"]
         assert platform.restart().ingest(STREAM).batches == ()
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+BIG_DECIMAL = Decimal("12345678901234567890.5")
+
+
+def shown_beyond(platform: DeltaPlatform, stream: FileStream, limit: str) -> list[Any]:
+    """What a reader finds that skips files by their statistics."""
+    table = DeltaTable(platform.table_path(stream))
+    beyond = pa.compute.field("v") > pa.scalar(Decimal(limit), pa.decimal128(21, 1))
+    return table.to_pyarrow_dataset().to_table(filter=beyond, columns=["v"])["v"].to_pylist()
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_column_that_becomes_a_large_decimal_loses_its_statistics_first(
+    delta_platform: DeltaPlatform, crash: bool
+) -> None:
+    stream = parquet_stream()
+    delta_platform.volume_put("parquet/a", parquet(v=[1], n=[1]), 10**9)
+    delta_platform.engine.ingest(stream)
+    delta_platform.volume_put("parquet/a", parquet(v=[BIG_DECIMAL], n=[1]), 2 * 10**9)
+    if crash:
+        intents: list[str] = []
+
+        def die(step: str) -> None:
+            intents.extend([step] if step == "refresh_planned" else [])
+            # Behind the commit of the property.
+            if len(intents) == 2:
+                raise KeyboardInterrupt
+
+        dying = EmbeddedEngine(delta_platform.volume, delta_platform.lakehouse, Names(), settle_seconds=0, on_step=die)
+        with pytest.raises(KeyboardInterrupt):
+            dying.ingest(stream, REFRESH)
+        assert delta_platform.restart().ingest(stream).batches == ()
+        assert [row["v"] for row in delta_platform.rows(stream, "v")] == [1]
+    report = delta_platform.restart().ingest(stream, REFRESH)
+    assert [(batch.batch_id, batch.rows) for batch in report.batches] == [(2, 1)]
+    named = DeltaTable(delta_platform.table_path(stream)).metadata().configuration["delta.dataSkippingStatsColumns"]
+    assert named.split(",")[:2] == ["n", "_source_file"]
+    assert shown_beyond(delta_platform, stream, "12345678901234567890.4") == [BIG_DECIMAL]
+    assert [(b.expected_rows, b.added_rows) for b in delta_platform.engine.balance(stream, 0)] == [(1, 1)]
+    assert delta_platform.restart().ingest(stream).batches == ()
+    assert delta_platform.volume.names(f"_checkpoints/{stream.name}/refreshes") == []
+
+
+def test_a_dropped_column_that_comes_back_as_a_large_decimal_has_no_statistics(delta_platform: DeltaPlatform) -> None:
+    stream = parquet_stream()
+    delta_platform.volume_put("parquet/a", parquet(v=[1]), 10**9)
+    delta_platform.engine.ingest(stream)
+    delta_platform.volume_put("parquet/a", parquet(n=[1]), 2 * 10**9)
+    delta_platform.engine.ingest(stream, REFRESH)
+    delta_platform.volume_put("parquet/b", parquet(v=[BIG_DECIMAL], n=[2]), 3 * 10**9)
+    delta_platform.engine.ingest(stream)
+    assert delta_platform.columns(stream) == {"n": "BIGINT", "v": "DECIMAL(21,1)"}
+    assert shown_beyond(delta_platform, stream, "12345678901234567890.4") == [BIG_DECIMAL]
