@@ -468,8 +468,8 @@ class StreamLoader:
             return self._damaged_basis(force)
         if session is None:
             return None
-        ledger, _ = self._versions(session.metadata)
-        known = None if force else ledger.filter(pl.col("state") == "INGESTED")["path"]
+        ledger, superseded = self._versions(session.metadata)
+        known = None if force else _loaded(ledger, superseded)
         left_out = ledger.filter(pl.col("state") == "SKIPPED_EXISTING")
         return Basis(session.table, self._checkpoint.next_free_batch() + 1, known, left_out)
 
@@ -482,10 +482,9 @@ class StreamLoader:
             )
         try:
             metadata = self._checkpoint.metadata()
-            ledger, existing = self._versions(metadata)[0], self._checkpoint.existing()
+            known, existing = _loaded(*self._versions(metadata)), self._checkpoint.existing()
         except CheckpointError:
-            metadata, ledger, existing = None, self._checkpoint.no_files(), None
-        known = ledger.filter(pl.col("state") == "INGESTED")["path"]
+            metadata, known, existing = None, self._checkpoint.no_files()["path"], None
         if not force and existing is None and metadata is None and not self._stream.options.include_existing_files:
             raise RowsAtRiskError(
                 f"Which files stream {self._stream.name!r} leaves out, because they were there before it began, can't "
@@ -872,6 +871,11 @@ def _batch_report(plan: Plan, result: Result, table_version: int, recovered: boo
         schema_changes=tuple(SchemaChange(*change) for change in result.added),
         recovered=recovered,
     )
+
+
+def _loaded(ledger: pl.DataFrame, superseded: pl.DataFrame) -> pl.Series:
+    """Paths of the files of which any version was ingested: the newest may have been unreadable, or gone."""
+    return pl.concat([ledger.filter(pl.col("state") == "INGESTED")["path"], superseded["path"]]).unique()
 
 
 def _whole(value: object) -> int:

@@ -264,7 +264,10 @@ class Refresher:
     def _refuse_loss(self, basis: Basis, found: Discovered) -> None:
         if basis.known is None:
             return
-        there = pl.concat([found.ready["path"], found.changed["path"], found.young["path"]])
+        young = found.young.filter(pl.col("path").is_in(basis.known.implode()))["path"].to_list()
+        if young:
+            raise self._at_risk(young, "may still be being written: wait until they are whole")
+        there = pl.concat([found.ready["path"], found.changed["path"]])
         gone = basis.known.filter(~basis.known.is_in(there.implode())).sort().to_list()
         if gone:
             raise self._at_risk(

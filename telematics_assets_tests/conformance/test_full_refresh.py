@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -577,3 +578,39 @@ def test_a_dropped_column_that_comes_back_as_a_large_decimal_has_no_statistics(d
     delta_platform.engine.ingest(stream)
     assert delta_platform.columns(stream) == {"n": "BIGINT", "v": "DECIMAL(21,1)"}
     assert shown_beyond(delta_platform, stream, "12345678901234567890.4") == [BIG_DECIMAL]
+
+
+# -- overwritten files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["unreadable", "gone"])
+def test_rows_of_an_earlier_version_are_not_lost_with_a_file_that_can_no_longer_be_read(
+    checkpoint_platform: CheckpointPlatform, what: str
+) -> None:
+    platform = checkpoint_platform
+    stream = parquet_stream(allow_overwrites=True)
+    platform.volume_put("parquet/a", parquet(n=[1]), 10**9)
+    platform.engine.ingest(stream)
+    platform.volume_put("parquet/a", b"no longer Parquet", 2 * 10**9)
+    if what == "gone":
+        platform.meddle("parquet/a", "open", lambda: platform.remove("parquet/a"))
+    platform.engine.ingest(stream)
+    assert platform.states(stream) == {"a": "SKIPPED_MISSING" if what == "gone" else "SKIPPED_CORRUPTED"}
+    with pytest.raises(RowsAtRiskError, match="parquet/a"):
+        platform.restart().ingest(stream, REFRESH)
+    assert [row["n"] for row in platform.rows(stream, "n")] == [1]
+    platform.restart().ingest(stream, FORCED)
+    assert platform.rows(stream, "_source_file") == []
+
+
+def test_rows_of_a_file_that_is_being_written_anew_wait_for_its_end(checkpoint_platform: CheckpointPlatform) -> None:
+    platform = checkpoint_platform
+    land(platform, 0, 1)
+    platform.engine.ingest(STREAM)
+    platform.volume_put("json/1.json", b'{"n":1}\n{"n":', time.time_ns())
+    with pytest.raises(RowsAtRiskError, match="still be being written"):
+        platform.restart(incomplete_seconds=300).ingest(STREAM, REFRESH)
+    assert values(platform) == ["0", "1"]
+    platform.volume_put("json/1.json", lines('{"n":1}', '{"n":2}'), time.time_ns())
+    platform.restart(incomplete_seconds=300).ingest(STREAM, REFRESH)
+    assert values(platform) == ["0", "1", "2"]
