@@ -157,8 +157,9 @@ class _Filling:
         there = [field for field in schema if field.name in self._values]
         self._own = {field.name: kind for field in there if (kind := _bare(field.type)) is not None}
         for field in there:
-            # What the reader rescues under this name must not stand beside the folder's text.
-            self._unheld.pop(field.name, None)
+            if field.name not in self._own and not pa.types.is_null(field.type):
+                # What the reader rescues under this name must not stand beside the folder's text.
+                self._unheld.pop(field.name, None)
         return self._inner()
 
     def _inner(self) -> pa.Schema:
@@ -169,21 +170,26 @@ class _Filling:
         """Complete some rows."""
         rows = chunk.table.num_rows
         columns = dict(zip(chunk.table.schema.names, chunk.table.columns, strict=True))
-        rescued = {name: _repeated(pa.scalar(text), rows) for name, text in self._unheld.items()}
+        left_over = columns[self._rescued_column].combine_chunks()
+        texts = {name: _repeated(pa.scalar(text), rows) for name, text in self._unheld.items()}
+        others: dict[str, pa.Array] = {}
         for name in self._own:
             own = columns.pop(name).combine_chunks()
             differing = _differing(own, self._values[name])
-            if not differing.true_count:
-                continue
-            own = pc.if_else(differing, own, pa.scalar(None, own.type))
-            # The folder's text is in the path; the file's value is nowhere else.
-            rescued[name] = pc.coalesce(own, rescued[name]) if name in rescued else own
+            if differing.true_count:
+                # The folder's text is in the path; the file's value is nowhere else.
+                others[name] = pc.if_else(differing, own, pa.scalar(None, own.type))
+            if name in texts:
+                # Of what no Delta column holds the reader leaves null, and rescues it under this name.
+                key = f"{json.dumps(name, ensure_ascii=False)}:"
+                theirs = pc.and_(own.is_null(), pc.fill_null(pc.match_substring(left_over, key), False))
+                texts[name] = pc.if_else(pc.or_(differing, theirs), pa.scalar(None, pa.string()), texts[name])
         for name, scalar in self._scalars.items():
             columns[name] = _repeated(scalar, rows)
-        left_over = columns[self._rescued_column]
         rescued_rows = chunk.rescued_rows
-        if rescued:
-            left_over = self._joined(rescued_json(rescued, self._file_path, rows), left_over.combine_chunks())
+        if texts or others:
+            for ours in (others, texts):
+                left_over = self._joined(rescued_json(ours, self._file_path, rows), left_over)
             columns[self._rescued_column] = left_over
             rescued_rows = rows - left_over.null_count
         table = pa.table([columns[name] for name in self._target.names], schema=self._target)
