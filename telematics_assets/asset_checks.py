@@ -133,11 +133,11 @@ def _contract(engine: Engine, stream: FileStream) -> dg.AssetCheckResult:
     state = engine.state(engine.names.bronze(stream.table))
     if state is None:
         return dg.AssetCheckResult(passed=True, description="There is no table yet: no file has been loaded.")
-    found = {column.name: column.type.upper() for column in state.columns}
+    found = {column.name: column.type for column in state.columns}
     broken = [
-        {"column": column.name, "promised": column.type.upper(), "found": found.get(column.name, "nothing")}
+        {"column": column.name, "promised": column.type, "found": found.get(column.name, "nothing")}
         for column in stream.contract.columns
-        if not _as_promised(stream, column.type.upper(), found.get(column.name))
+        if not _as_promised(stream, column.type, found.get(column.name))
     ]
     if not broken:
         return dg.AssetCheckResult(passed=True, metadata={"columns": len(stream.contract.columns)})
@@ -150,15 +150,17 @@ def _contract(engine: Engine, stream: FileStream) -> dg.AssetCheckResult:
 
 
 def _as_promised(stream: FileStream, promised: str, found: str | None) -> bool:
-    if found is None or found == promised or stream.options.schema_evolution_mode != "addNewColumnsWithTypeWidening":
+    if found is None or found == promised:
         return found == promised
     from telematics_assets.lakehouse.types import arrow_type, wider
 
     try:
-        is_type = arrow_type(found)
-        return bool(wider(arrow_type(promised), is_type) == is_type)
+        # One type has several spellings: `DECIMAL(10, 2)`, `decimal(10,2)`.
+        is_type, was_type = arrow_type(found), arrow_type(promised)
     except SchemaError:
         return False
+    widens = stream.options.schema_evolution_mode == "addNewColumnsWithTypeWidening"
+    return is_type == was_type or (widens and wider(was_type, is_type) == is_type)
 
 
 def _reconciliation(engine: Engine, stream: FileStream, last: _LastLoad) -> dg.AssetCheckResult:

@@ -10,7 +10,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from telematics_assets.catalog import TELEMATICS, FileStream, TableContract, TableName
+from telematics_assets.catalog import TELEMATICS, Column, FileStream, TableContract, TableName
 from telematics_assets.definitions import build_definitions
 from telematics_assets.engines.base import BatchBalance, TableState
 from telematics_assets.errors import CheckpointCorruptError, VolumeUnavailableError
@@ -270,3 +270,16 @@ def test_a_contract_allows_a_wider_type_only_where_the_stream_widens(
     defs = build_definitions(streams=(stream,), engine=engine, landing=engine.volume)
     result = defs.resolve_job_def("load_telematics").execute_in_process(instance=instance, raise_on_error=False)
     assert ("contract" in _failed(result)) != passes
+
+
+def test_a_contract_may_spell_its_types_as_it_likes(engine: MemoryEngine, instance: dg.DagsterInstance) -> None:
+    columns = (
+        Column("price", "decimal(10, 2)", "A price."),
+        Column("tags", "MAP<STRING,INT>", "Tags."),
+        Column("points", "array< struct<Km:double> >", "Points."),
+    )
+    stream = replace(TELEMATICS, contract=TableContract("Some rows.", columns))
+    engine.volume.put("parquet/a.parquet", parquet_bytes({"more": [1]}))
+    defs = build_definitions(streams=(stream,), engine=engine, landing=engine.volume)
+    result = defs.resolve_job_def("load_telematics").execute_in_process(instance=instance, raise_on_error=False)
+    assert "contract" not in _failed(result)

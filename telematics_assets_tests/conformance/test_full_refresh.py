@@ -533,7 +533,8 @@ def shown_beyond(platform: DeltaPlatform, stream: FileStream, limit: str) -> lis
     """What a reader finds that skips files by their statistics."""
     table = DeltaTable(platform.table_path(stream))
     beyond = pa.compute.field("v") > pa.scalar(Decimal(limit), pa.decimal128(21, 1))
-    return table.to_pyarrow_dataset().to_table(filter=beyond, columns=["v"])["v"].to_pylist()
+    found: list[Any] = table.to_pyarrow_dataset().to_table(filter=beyond, columns=["v"])["v"].to_pylist()
+    return found
 
 
 @pytest.mark.parametrize("crash", [False, True])
