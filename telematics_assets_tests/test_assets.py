@@ -97,7 +97,7 @@ def test_run_config_asks_for_a_full_refresh_and_the_metadata_say_so(
     engine: MemoryEngine, instance: dg.DagsterInstance
 ) -> None:
     for name in "abc":
-        engine.volume.put(f"parquet/{name}.parquet", parquet_points())
+        engine.volume.put(f"parquet/{name}.parquet", parquet_points(trip_id=[name, name, name]))
     assert materialization(load(engine, instance)).metadata["operation"].value == "load"
     result = load(engine, instance, full_refresh=True)
     assert result.success

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
@@ -173,6 +174,21 @@ def test_rows_columns_and_position_are_one_commit(lakehouse: Lakehouse) -> None:
         {"n": 2, "extra": None, "more": None},
         {"n": 3, "extra": 2.5, "more": "x"},
     ]
+
+
+def test_rows_keep_their_order_and_long_ones_are_not_gathered(local: DeltaLakehouse) -> None:
+    table = create(local)
+    cores = os.sched_getaffinity(0)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        assert os.sched_getaffinity(threading.main_thread().native_id or 0) == cores
+        for number in range(200):
+            yield batch(range(number * 1000, (number + 1) * 1000))
+
+    table.append(SCHEMA, batches(), APP, 0, {})
+    assert os.sched_getaffinity(0) == cores
+    (file,) = data_files(table)
+    assert pq.read_table(file)["n"].to_pylist() == list(range(200_000))
 
 
 def test_an_empty_append_moves_the_position_alone(lakehouse: Lakehouse) -> None:
