@@ -189,7 +189,7 @@ class FileStreamOptions:
         modified_after: ISO timestamp, UTC unless it says otherwise. Files modified then or before are not seen.
         modified_before: The same; files modified then or later are not seen.
         include_existing_files: False: files that are there when the stream begins, which is its first load, are
-            recorded as `SKIPPED_EXISTING` and never loaded. Counts at that moment only.
+            recorded as `SKIPPED_EXISTING`, and loaded by a backfill only. Counts at that moment only.
         allow_overwrites: Files that changed after they were ingested are ingested again; the new rows stand beside the
             old ones.
         use_incremental_listing: `false` lists the whole folder whenever it looks. `auto` lists it only from a path on
@@ -361,7 +361,9 @@ class FileStreamOptions:
         accepted = get_args(CleanSource)
         if self.clean_source not in accepted:
             raise OptionError(f"clean_source={self.clean_source!r} is not accepted. Use one of: {', '.join(accepted)}.")
-        if self.clean_source == "DELETE" and self.clean_source_retention_ns < 7 * _UNIT_SECONDS["day"] * 1_000_000_000:
+        # Read whatever clean_source is: a text that is no interval must not wait for the first load to say so.
+        retention = self.clean_source_retention_ns
+        if self.clean_source == "DELETE" and retention < 7 * _UNIT_SECONDS["day"] * 1_000_000_000:
             raise OptionError(
                 f"clean_source_retention_duration={self.clean_source_retention_duration!r} is not accepted: what is "
                 "deleted can't be loaded again. Use at least '7 days' with clean_source='DELETE', or 'MOVE'."

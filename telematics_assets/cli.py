@@ -149,7 +149,8 @@ def demo(
     "  telematics simulate                                    a small clean wave\n\n"
     "  telematics simulate --drift --dirty                    with new columns and broken records\n\n"
     "  telematics simulate --vehicles 200 --files 40 --rows 2000000 --seed 7\n\n"
-    "  telematics simulate --feed 30 --drift --dirty          30 files a minute for each stream, until Ctrl-C"
+    "  telematics simulate --feed 30 --drift --dirty          30 files a minute for each stream, until Ctrl-C\n\n"
+    "  telematics simulate --feed 60 --for 10                 one a second, for ten seconds"
 )
 def simulate(
     vehicles: Annotated[int, typer.Option(help="Vehicles of the fleet.")] = 20,
@@ -209,13 +210,12 @@ def simulate(
         listed = {stream.stream: [asdict(file) for file in stream.files] for stream in report.streams}
         _print_json({"seed": report.seed, "rows": report.rows, "files": listed})
         return
-    table = _table(
-        f"Landed in {volume.location} (seed {report.seed})", "stream", "files", "rows", "bytes", "broken files"
-    )
+    table = _table("stream", "files", "rows", "bytes", "broken files")
     for stream in report.streams:
         broken = sum(file.fault is not None for file in stream.files)
         _row(table, stream.stream, len(stream.files), stream.rows, stream.bytes, broken)
-    _console().print(table, "Next: telematics load")
+    _titled(f"Landed in {volume.location} (seed {report.seed})", table)
+    _console().print("Next: telematics load")
 
 
 @app.command(
@@ -302,6 +302,11 @@ def load(
             _complain(error, each.name)
             errors.append(error)
     for report in reports:
+        if report.files_skipped:
+            _note(
+                f"{report.stream}: {report.files_skipped} files were skipped. Which, and why: telematics files "
+                f"{report.stream} --state SKIPPED_CORRUPTED (or SKIPPED_MISSING)"
+            )
         if report.yielded:
             _note(f"{report.stream}: another loader was faster and holds the rest; nothing was doubled.")
         if report.files_waiting:
@@ -318,7 +323,7 @@ def load(
 
 @app.command(
     epilog="Examples:\n\n"
-    "  telematics backfill telematics --folder 2025\n\n"
+    "  telematics backfill telematics --folder 2025            files below parquet/2025\n\n"
     "  telematics backfill telematics --modified-after 2025-12-01 --modified-before 2026-01-01"
 )
 def backfill(
@@ -362,7 +367,10 @@ def retry(
     ],
     as_json: Json = False,
 ) -> None:
-    """Read skipped files again, although they did not change; say what became of each."""
+    """Read skipped files again, although they did not change; say what became of each.
+
+    It takes files in state SKIPPED_CORRUPTED or SKIPPED_MISSING; `telematics files STREAM --state …` lists them.
+    """
     target = find_stream(FILE_STREAMS, stream)
     with _progress_of(stream) as listener:
         report = _engine(load_settings()).ingest(target, IngestRequest(retry_files=tuple(path)), listener)
@@ -372,7 +380,10 @@ def retry(
 
 
 @app.command(
-    epilog="Examples:\n\n  telematics files telematics\n\n  telematics files telematics_test --state SKIPPED_CORRUPTED"
+    epilog="Examples:\n\n"
+    "  telematics files telematics\n\n"
+    "  telematics files telematics_test --state SKIPPED_CORRUPTED\n\n"
+    "  telematics files telematics --limit 100 --json"
 )
 def files(
     stream: StreamName,
@@ -491,7 +502,8 @@ def show(
 @app.command(
     epilog="Examples:\n\n"
     "  telematics reset telematics --rebuild       keep the rows, make a new ledger from them\n\n"
-    "  telematics reset telematics --drop-table    start anew from the files that are there"
+    "  telematics reset telematics --drop-table    start anew from the files that are there\n\n"
+    "  telematics reset telematics --drop-table --yes --json"
 )
 def reset(
     stream: StreamName,
@@ -504,7 +516,7 @@ def reset(
     settings = load_settings()
     found = find_stream(FILE_STREAMS, stream)
     table = settings.names.bronze(found.table)
-    if drop_table and not yes and not typer.confirm(f"Drop {table} with all its rows?", err=True):
+    if drop_table and not yes and not _confirmed(f"Drop {table} with all its rows?"):
         raise OptionError(f"{table} was not dropped. Say --yes to drop it without being asked.")
     done = _engine(settings).reset(found, rebuild=rebuild, drop_table=drop_table)
     if as_json:
@@ -565,11 +577,12 @@ def _feed(
         _print_json(asdict(report))
         return
     title = f"Fed {volume.location} for {report.seconds:.0f} s at {per_minute:g} files a minute"
-    table = _table(title, "stream", "files", "rows", "bytes", "broken files", "seeds")
+    table = _table("stream", "files", "rows", "bytes", "broken files", "seeds")
     for stream in report.streams:
         seeds = f"{stream.first_seed} to {stream.last_seed}"
         _row(table, stream.stream, stream.files, stream.rows, stream.bytes, stream.broken, seeds)
-    _console().print(table, "Next: telematics load")
+    _titled(title, table)
+    _console().print("Next: telematics load")
     if report.abandoned:
         _note(f"{report.abandoned} files had not landed: the Volume did not answer.")
 
@@ -647,6 +660,15 @@ def _settings_findings(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        # There is nobody to answer (a script, a closed terminal): the caller's message says what to do then.
+        _console(stderr=True).print()
+        return False
+
+
 def _file_state(text: str | None) -> FileState | None:
     if text is None:
         return None
@@ -722,11 +744,18 @@ def _note(text: str) -> None:
     _console(stderr=True).print(f"[yellow]Note:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(*columns: str) -> Table:
+    table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _titled(title: str, table: Table) -> None:
+    # A title of the table's own would be wrapped at the table's width.
+    console = _console()
+    console.print(escape(title), style="italic", highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 def _row(table: Table, *values: Any) -> None:
@@ -740,10 +769,10 @@ def _show(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str) -> None:
     elif not rows:
         _console().print(f"{title}: none.")
     else:
-        table = _table(title, *rows[0])
+        table = _table(*rows[0])
         for row in rows:
             _row(table, *row.values())
-        _console().print(table)
+        _titled(title, table)
 
 
 @contextmanager

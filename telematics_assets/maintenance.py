@@ -49,6 +49,7 @@ def maintenance_schedule(job: dg.JobDefinition) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
         name=f"{JOB_NAME}_daily",
         job=job,
+        description="Runs the job maintenance once a day. It is off until you turn it on.",
         cron_schedule=CRON,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.STOPPED,

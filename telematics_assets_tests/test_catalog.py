@@ -155,6 +155,7 @@ def test_an_option_that_resembles_nothing_is_answered_with_all() -> None:
             ("backfill_interval", given, "Use an interval")
             for given in ("", "1", "hour", "1hour", "-1 hour", "1.5 hours", "1 hour x", "1 hourss", "0 hours", None, 5)
         ),
+        ("clean_source_retention_duration", "1 month", "Use an interval"),
         ("include_existing_files", None, "True or False"),
         ("allow_overwrites", 1, "True or False"),
         ("rescued_data_column", "rescued", "starts with '_'"),

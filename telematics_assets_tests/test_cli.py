@@ -494,7 +494,9 @@ def test_a_lost_checkpoint_stops_the_load_and_reset_rebuilds_it_from_the_rows(
     stopped = loaded("load", "telematics")
     assert stopped.code == 1
     assert "telematics reset telematics --rebuild" in stopped.err.replace("\n", " ")
-    assert loaded("reset", "telematics").code == 2
+    undecided = loaded("reset", "telematics")
+    assert undecided.code == 2
+    assert "telematics reset telematics --rebuild" in undecided.err
 
     answer = loaded("reset", "telematics", "--rebuild", "--json")
     assert answer.document["table"] == "workspace.01_bronze.telematics"
@@ -502,11 +504,20 @@ def test_a_lost_checkpoint_stops_the_load_and_reset_rebuilds_it_from_the_rows(
     assert {table["table"]: table["rows"] for table in loaded("tables", "--json").document} == rows
 
 
+def test_a_titles_line_is_whole_and_skipped_files_are_pointed_to(telematics: Telematics) -> None:
+    landed = telematics("simulate", "--vehicles", "2", "--files", "1", "--rows", "20", "--seed", "1", "--dirty")
+    assert landed.out.splitlines()[0] == "Landed in /Volumes/workspace/00_landing/telematics (seed 1)"
+    done = telematics("load", "telematics")
+    assert done.code == 0
+    assert "telematics files telematics --state SKIPPED_CORRUPTED" in done.err
+
+
 def test_reset_drops_a_table_only_if_it_is_told_twice(loaded: Telematics) -> None:
     rows = loaded("load", "telematics_test", "--json").document[0]
     assert rows["rows"] == 0
     refused = loaded("reset", "telematics_test", "--drop-table")
-    assert refused.code != 0
+    assert refused.code == 2
+    assert "--yes" in refused.err
     assert len(loaded("tables", "--json").document) == 2
     assert loaded("reset", "telematics_test", "--drop-table", "--yes").code == 0
     assert len(loaded("tables", "--json").document) == 1

@@ -14,17 +14,25 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from dataclasses import fields
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from packaging.requirements import Requirement
 
+from telematics_assets.assets.files import LoadConfig
+from telematics_assets.catalog import FileStreamOptions, SchemaEvolutionMode
+from telematics_assets.cli import app
+from telematics_assets.engines.base import FILE_STATES
 from telematics_assets.settings import VARIABLES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "telematics_assets"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+FILES_PAGE = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE_ROOMS = (
     "autoloader",
@@ -187,6 +195,39 @@ def test_the_readme_explains_every_setting_and_every_make_target() -> None:
     assert [name for name in [*VARIABLES, "DAGSTER_HOME"] if name not in readme] == []
     targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert [target for target in targets if f"make {target}" not in readme] == []
+
+
+def test_every_link_between_the_pages_leads_to_a_heading() -> None:
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+            found = (page.parent / target).resolve() if target else page
+            assert found.is_file(), f"{page}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{page}: {target}#{anchor}"
+
+
+def test_the_pages_explain_every_option() -> None:
+    options = [field.name for field in fields(FileStreamOptions)]
+    tables = [line.split(" | ")[0] for line in FILES_PAGE.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(tables))) == sorted(options)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [option for option in options if f"`{option}`" not in readme] == []
+    modes = get_args(SchemaEvolutionMode)
+    assert [mode for mode in modes if f"`{mode}`" not in FILES_PAGE] == []
+
+
+def test_the_pages_name_every_command_run_config_and_file_state() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    commands = [
+        command.name or getattr(command.callback, "__name__", "")
+        for command in app.registered_commands
+        if not command.hidden
+    ]
+    assert [command for command in commands if not re.search(rf"(telematics|make) {command}\b", pages)] == []
+    assert [name for name in LoadConfig.model_fields if f"`{name}`" not in pages] == []
+    assert [state for state in FILE_STATES if f"| `{state}` |" not in pages] == []
 
 
 def test_no_file_names_a_machine_or_a_package_index(repository: Path) -> None:

@@ -677,8 +677,9 @@ class StreamLoader:
             table = None
         if table is not None and not (rebuild or drop_table):
             raise OptionError(
-                f"{self._name} is there with {table.count()} rows: without its checkpoint its files would be "
-                "loaded twice. Say rebuild to keep the rows and make a ledger from them, or drop_table to start anew."
+                f"{self._name} is there with {table.count():,} rows: without its checkpoint its files would be "
+                f"loaded twice. Choose: `telematics reset {self._stream.name} --rebuild` keeps the rows and makes a "
+                f"ledger from them, `telematics reset {self._stream.name} --drop-table` starts anew from the files."
             )
         if rebuild:
             if table is None:

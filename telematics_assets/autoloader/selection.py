@@ -95,7 +95,9 @@ def checked(request: IngestRequest, stream: FileStream, location: str) -> Ingest
     if backfill is not None:
         if backfill == Backfill():
             raise OptionError(
-                f"A backfill needs a folder or a time range. Say folder={stream.folder!r} for all that was left out."
+                f"A backfill needs a folder or a time range. The folder {stream.folder!r} "
+                "stands for all that was left out: `telematics backfill "
+                f"{stream.name} --folder {stream.folder}`, or backfill_folder in the run config."
             )
         _bounds(backfill)
         if backfill.folder is not None:

@@ -300,7 +300,7 @@ def test_the_doctor_says_what_a_load_would_say(checkpoint_platform: CheckpointPl
 def test_a_reset_asks_what_to_do_with_the_rows(checkpoint_platform: CheckpointPlatform) -> None:
     platform = checkpoint_platform
     load(platform, 2)
-    with pytest.raises(OptionError, match=r"2 rows.*rebuild.*drop_table"):
+    with pytest.raises(OptionError, match=r"2 rows.*--rebuild.*--drop-table"):
         platform.engine.reset(STREAM)
     with pytest.raises(OptionError, match="exclude each other"):
         platform.engine.reset(STREAM, rebuild=True, drop_table=True)
