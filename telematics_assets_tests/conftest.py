@@ -19,9 +19,11 @@ SOAK_SECONDS, SHORT_SOAK_SECONDS = 600.0, 10.0
 SOAK_FACTOR = 20
 _OURS = ("TELEMATICS_", "DAGSTER_")
 
-hypothesis_settings.register_profile("local", deadline=None)
-hypothesis_settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis_settings.register_profile("soak", deadline=None, max_examples=100 * SOAK_FACTOR)
+#: Examples of a property test that says no number of its own.
+EXAMPLES = 40
+hypothesis_settings.register_profile("local", deadline=None, max_examples=EXAMPLES)
+hypothesis_settings.register_profile("ci", deadline=None, max_examples=EXAMPLES, derandomize=True, print_blob=True)
+hypothesis_settings.register_profile("soak", deadline=None, max_examples=50 * EXAMPLES)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
