@@ -478,6 +478,7 @@ VALUES: dict[pa.DataType, st.SearchStrategy[Any]] = {
     pa.binary(): st.binary(max_size=5),
     pa.date32(): st.integers(-(2**31), 2**31 - 1) | st.integers(-5_000, 5_000),
 }
+_DAY_NS = 86_400 * 10**9
 NAMES = st.sampled_from(["a", "A", "b", "c", "two words", "_file_path", RESCUED, "_batch_id"])
 
 
@@ -525,7 +526,8 @@ def _said(column: pa.ChunkedArray) -> list[Any]:
         zone = "Z" if kind.tz else ""
         return [None if v is None else (zone, v * factor) for v in column.cast(pa.int64()).to_pylist()]
     if pa.types.is_date32(kind):
-        return list(column.cast(pa.int32()).to_pylist())
+        # A date is the same moment as its midnight in a column without a zone.
+        return [None if v is None else ("", v * _DAY_NS) for v in column.cast(pa.int32()).to_pylist()]
     if pa.types.is_floating(kind):
         return [None if v is None else _number(v) for v in column.to_pylist()]
     return list(column.to_pylist())
@@ -545,7 +547,8 @@ def _read_back(value: Any, kind: pa.DataType) -> Any:
         second, _, fraction = value.removesuffix("Z").partition(".")
         return zone, _seconds(second) * 10**9 + int(fraction.ljust(9, "0"))
     if pa.types.is_date32(kind):
-        return int(value.split()[0]) if " " in value else _seconds(value + "T00:00:00") // 86_400
+        days = int(value.split()[0]) if " " in value else _seconds(value + "T00:00:00") // 86_400
+        return "", days * _DAY_NS
     if pa.types.is_floating(kind):
         number = float(value)
         return _number(struct.unpack("f", struct.pack("f", number))[0] if pa.types.is_float32(kind) else number)

@@ -47,6 +47,10 @@ def read(console: Console) -> str:
     return console.file.getvalue()
 
 
+#: The story is told once for all of them.
+pytestmark = pytest.mark.xdist_group("demo")
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     settings = settings_of(tmp_path_factory.mktemp("demo") / "home")
