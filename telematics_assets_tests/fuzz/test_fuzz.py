@@ -13,7 +13,7 @@ from telematics_assets_tests.fuzz.oracle import check_json_lines
 from telematics_assets_tests.fuzz.target import READERS
 
 #: Inputs of a short run: some seconds each.
-RUNS = {"json": 500, "document": 700, "csv": 300}
+RUNS = {"json": 250, "document": 350, "csv": 150}
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -35,6 +35,8 @@ from telematics_assets_tests.stores.books import LOCATION, STREAM, books, engine
 from telematics_assets_tests.stores.proxy import PASSING, Fault, Proxy, every, proxied
 
 PATIENCE_SECONDS = 1.5
+#: Whole loads under faults take long: over both stores with `--soak`.
+SLOW = pytest.mark.parametrize("store", ["azure", pytest.param("s3", marks=pytest.mark.soak)], indirect=True)
 
 
 @pytest.fixture(params=sorted(servers.PLACES))
@@ -89,6 +91,7 @@ def test_two_writers_of_the_same_text_are_told_apart(volume: ObjectVolume, proxy
     assert [volume.create("offsets/1", b"same") for _ in range(3)] == [True, False, False]
 
 
+@SLOW
 @pytest.mark.parametrize(
     "fault", ["429", "hang", *(pytest.param(f, marks=pytest.mark.soak) for f in ("500", "503", "cut"))]
 )
@@ -208,6 +211,7 @@ def engine(place: str) -> EmbeddedEngine:
     return engine_of(place, patience_seconds=PATIENCE_SECONDS)
 
 
+@SLOW
 @pytest.mark.parametrize("fault", ["cut after", "hang after"])
 def test_a_commit_whose_answer_is_lost_is_there_once(place: str, proxy: Proxy, fault: Fault) -> None:
     land(place, 0, files=3)
@@ -232,6 +236,7 @@ def kind_of(method: str, path: str) -> str:
     return f"{method} {'list of ' if 'list' in path else ''}{part}"
 
 
+@SLOW
 @pytest.mark.parametrize(
     "fault", ["500", "cut after", *(pytest.param(fault, marks=pytest.mark.soak) for fault in ("cut body", *PASSING))]
 )
@@ -266,6 +271,7 @@ KINDS = ("PUT offsets", "GET /json/", "PUT tables", "PUT _delta_log", "PUT resul
 REFUSALS = [("500", "PUT _delta_log"), ("expired", "PUT tables"), ("403", "PUT commits"), ("expired", "GET /json/")]
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
@@ -302,6 +308,7 @@ def test_one_object_that_may_not_be_read_is_named_and_the_others_land(place: str
     assert landed == loaded
 
 
+@SLOW
 @pytest.mark.parametrize("nth", [7, pytest.param(11, marks=pytest.mark.soak)])
 def test_loads_under_faults_without_end_lose_and_double_nothing(place: str, proxy: Proxy, nth: int) -> None:
     faults: tuple[Fault, ...] = ("500", "cut", "429", "cut after", "503", "403")
