@@ -22,23 +22,15 @@ import numpy.typing as npt
 from telematics_assets.autoloader.chunks import MAX_RECORD_BYTES, RecordTooLongError
 from telematics_assets.autoloader.codecs import read_up_to
 from telematics_assets.autoloader.json_exact import WHITE_SPACE
+from telematics_assets.autoloader.json_marks import IS_SPACE, STEP, Bytes, Ints, byte_set, outer_marks
 
 _BOM = b"\xef\xbb\xbf"
-_QUOTE, _BACKSLASH, _COMMA, _OPEN, _LINE_FEED = b'"\\,{\n'
+_COMMA, _OPEN, _LINE_FEED = b",{\n"
 _PIECE = 1024 * 1024
 #: White space around elements is passed over by columns for so many characters, then element by element.
 _NEAR = 64
 
-_IS_SPACE = np.zeros(256, bool)
-_IS_SPACE[list(WHITE_SPACE)] = True
-_IS_MARK = np.zeros(256, bool)
-_IS_MARK[list(b'",[]{}')] = True
-_STEP = np.zeros(256, np.int8)
-_STEP[list(b"[{")] = 1
-_STEP[list(b"]}")] = -1
-
-_Ints = npt.NDArray[np.int64]
-_Bytes = npt.NDArray[np.uint8]
+_MARKS = byte_set(b'",[]{}')
 
 
 @dataclass(frozen=True)
@@ -143,13 +135,13 @@ def _rest(data: bytes, source: BinaryIO) -> Iterator[Elements]:
         yield Elements(data + b"\n", np.array([0, len(data) + 1], np.int32))
 
 
-def _in_array(raw: _Bytes) -> tuple[_Ints, _Ints, int, bool]:
+def _in_array(raw: Bytes) -> tuple[Ints, Ints, int, bool]:
     """The elements from somewhere between two elements of an array on.
 
     Returns:
         Starts, ends, where the first element that may go on starts, and whether the array's end is there instead.
     """
-    marks, depths = _marks(raw)
+    marks, depths = outer_marks(raw, _MARKS)
     below = np.flatnonzero(depths < 0)
     closed = len(below) > 0
     if closed:
@@ -164,10 +156,10 @@ def _in_array(raw: _Bytes) -> tuple[_Ints, _Ints, int, bool]:
     return starts[there], ends[there], int(cuts[-1]) + (not closed), closed
 
 
-def _at_top(raw: _Bytes) -> tuple[_Ints, _Ints, int, bool]:
+def _at_top(raw: Bytes) -> tuple[Ints, Ints, int, bool]:
     """The objects that stand one after another; where the first value starts that is none, or may go on."""
-    marks, depths = _marks(raw)
-    ends = marks[(_STEP[raw[marks]] < 0) & (depths == 0)] + 1
+    marks, depths = outer_marks(raw, _MARKS)
+    ends = marks[(STEP[raw[marks]] < 0) & (depths == 0)] + 1
     if not len(ends):
         return ends, ends, 0, False
     befores = np.empty_like(ends)
@@ -178,29 +170,12 @@ def _at_top(raw: _Bytes) -> tuple[_Ints, _Ints, int, bool]:
     return starts[:count], ends[:count], int(ends[count - 1]), False
 
 
-def _marks(raw: _Bytes) -> tuple[_Ints, npt.NDArray[np.int32]]:
-    """Where brackets and commas stand outside of strings, and the depth behind each."""
-    marks = np.flatnonzero(_IS_MARK[raw])
-    kinds = raw[marks]
-    is_quote = kinds == _QUOTE
-    ends_string = is_quote
-    slashes = np.flatnonzero(raw == _BACKSLASH)
-    if len(slashes):
-        order = np.arange(len(slashes))
-        run_starts = np.maximum.accumulate(np.where(np.diff(slashes, prepend=-2) > 1, order, 0))
-        escaped = np.zeros(len(raw) + 1, bool)
-        escaped[slashes[(order - run_starts) % 2 == 0] + 1] = True  # slashes of a run escape in pairs
-        ends_string = is_quote & ~escaped[marks]
-    outside = ((np.cumsum(ends_string, dtype=np.uint8) & 1) == 0) & ~is_quote
-    return marks[outside], np.cumsum(_STEP[kinds[outside]], dtype=np.int32)
-
-
-def _stripped(raw: _Bytes, starts: _Ints, ends: _Ints) -> tuple[_Ints, _Ints]:
+def _stripped(raw: Bytes, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
     """Spans without the white space at their ends."""
     starts, ends = starts.copy(), ends.copy()
     for _ in range(_NEAR):
-        first = (starts < ends) & _IS_SPACE[raw[np.minimum(starts, len(raw) - 1)]]
-        last = (starts < ends) & _IS_SPACE[raw[ends - 1]]
+        first = (starts < ends) & IS_SPACE[raw[np.minimum(starts, len(raw) - 1)]]
+        last = (starts < ends) & IS_SPACE[raw[ends - 1]]
         if not first.any() and not last.any():
             return starts, ends
         starts += first
@@ -212,7 +187,7 @@ def _stripped(raw: _Bytes, starts: _Ints, ends: _Ints) -> tuple[_Ints, _Ints]:
     return starts, ends
 
 
-def _gathered(raw: _Bytes, starts: _Ints, ends: _Ints) -> Elements:
+def _gathered(raw: Bytes, starts: Ints, ends: Ints) -> Elements:
     """Put elements one behind the other, a line feed after each."""
     offsets = np.zeros(len(starts) + 1, np.int32)
     np.cumsum(ends - starts + 1, out=offsets[1:])

@@ -13,28 +13,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from telematics_assets.autoloader.json_exact import WHITE_SPACE, decode_string
+from telematics_assets.autoloader.json_exact import decode_string
+from telematics_assets.autoloader.json_marks import IS_SPACE, Bytes, Ints, byte_set, outer_marks
 from telematics_assets.autoloader.spans import Mask, cut, mask, replace
 
-_QUOTE, _BACKSLASH, _COMMA, _COLON, _OPEN_ARRAY, _OPEN_OBJECT = b'"\\,:[{'
+_QUOTE, _COMMA, _COLON, _OPEN_ARRAY, _OPEN_OBJECT = b'",:[{'
 
 #: White space around values is passed over step by step so often, then at once.
 _NEAR = 3
 
-_IS_SPACE = np.zeros(256, bool)
-_IS_SPACE[list(WHITE_SPACE)] = True
-_IS_MARK = np.zeros(256, bool)
-_IS_MARK[list(b'",:[]{}')] = True
-_STEP = np.zeros(256, np.int8)
-_STEP[list(b"[{")] = 1
-_STEP[list(b"]}")] = -1
-
-_Ints = npt.NDArray[np.int64]
-_Bytes = npt.NDArray[np.uint8]
+_MARKS = byte_set(b'",:[]{}')
 
 
 class Elements(NamedTuple):
@@ -45,7 +36,7 @@ class Elements(NamedTuple):
         values: Their source texts; null where an element is `null`.
     """
 
-    owners: _Ints
+    owners: Ints
     values: pa.StringArray
 
 
@@ -58,7 +49,7 @@ class Members(NamedTuple):
         values: Their source texts; null where a value is `null`.
     """
 
-    owners: _Ints
+    owners: Ints
     keys: pa.StringArray
     values: pa.StringArray
 
@@ -115,13 +106,13 @@ def strings(values: pa.StringArray) -> tuple[pa.StringArray, Mask]:
     return _decoded(inside), is_string
 
 
-def firsts(values: pa.StringArray) -> _Bytes:
+def firsts(values: pa.StringArray) -> Bytes:
     """The first byte of each value; none is null or empty."""
     text, bounds = _text(values)
     return text[bounds[:-1]]
 
 
-def _text(values: pa.StringArray) -> tuple[_Bytes, _Ints]:
+def _text(values: pa.StringArray) -> tuple[Bytes, Ints]:
     """The bytes of a column, and where each value starts, and the last one ends."""
     _, offsets, data = values.buffers()
     bounds = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1].astype(np.int64)
@@ -129,22 +120,10 @@ def _text(values: pa.StringArray) -> tuple[_Bytes, _Ints]:
     return raw[bounds[0] : bounds[-1]], bounds - bounds[0]
 
 
-def _parts(text: _Bytes) -> tuple[_Ints, _Ints, _Ints]:
+def _parts(text: Bytes) -> tuple[Ints, Ints, Ints]:
     """What stands between the brackets and commas of the outermost values, and the outermost colons."""
-    marks = np.flatnonzero(_IS_MARK[text])
+    marks, depths = outer_marks(text, _MARKS)
     kinds = text[marks]
-    is_quote = kinds == _QUOTE
-    ends_string = is_quote
-    slashes = np.flatnonzero(text == _BACKSLASH)
-    if len(slashes):
-        order = np.arange(len(slashes))
-        run_starts = np.maximum.accumulate(np.where(np.diff(slashes, prepend=-2) > 1, order, 0))
-        escaped = np.zeros(len(text) + 1, bool)
-        escaped[slashes[(order - run_starts) % 2 == 0] + 1] = True  # slashes of a run escape in pairs
-        ends_string = is_quote & ~escaped[marks]
-    outside = ((np.cumsum(ends_string, dtype=np.uint8) & 1) == 0) & ~is_quote
-    marks, kinds = marks[outside], kinds[outside]
-    depths = np.cumsum(_STEP[kinds], dtype=np.int32)
     opens = (kinds == _OPEN_ARRAY) | (kinds == _OPEN_OBJECT)
     closes = depths == 0
     edges = closes | ((depths == 1) & (opens | (kinds == _COMMA)))
@@ -153,23 +132,23 @@ def _parts(text: _Bytes) -> tuple[_Ints, _Ints, _Ints]:
     return places[:-1][begins] + 1, places[1:][begins], marks[(kinds == _COLON) & (depths == 1)]
 
 
-def _stripped(text: _Bytes, starts: _Ints, ends: _Ints) -> tuple[_Ints, _Ints]:
+def _stripped(text: Bytes, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
     """Spans without the white space at their ends."""
     if not len(starts):
         return starts, ends
     for _ in range(_NEAR):
-        leads = _IS_SPACE[text[starts]] & (starts < ends)
-        trails = _IS_SPACE[text[ends - 1]] & (starts + leads < ends)
+        leads = IS_SPACE[text[starts]] & (starts < ends)
+        trails = IS_SPACE[text[ends - 1]] & (starts + leads < ends)
         if not leads.any() and not trails.any():
             return starts, ends
         starts, ends = starts + leads, ends - trails
-    filled = np.flatnonzero(~_IS_SPACE[text])
+    filled = np.flatnonzero(~IS_SPACE[text])
     first = filled[np.searchsorted(filled, starts)]
     last = filled[np.searchsorted(filled, ends) - 1] + 1
     return np.minimum(first, ends), np.maximum(last, np.minimum(first, ends))
 
 
-def _values(text: _Bytes, starts: _Ints, ends: _Ints) -> pa.StringArray:
+def _values(text: Bytes, starts: Ints, ends: Ints) -> pa.StringArray:
     is_null = text[starts] == ord("n") if len(starts) else np.zeros(0, bool)
     return cut(pa.py_buffer(text), starts.astype(np.int32), ends.astype(np.int32), is_null)
 
