@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import itemgetter
 from threading import Lock
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,15 +31,15 @@ from telematics_assets.autoloader.json_documents import Elements, elements, is_c
 from telematics_assets.autoloader.json_exact import (
     WHITE_SPACE,
     Value,
-    decode_string,
     is_json_value,
     line_text,
     parse_record,
     rescued_keys,
 )
-from telematics_assets.autoloader.json_shapes import Field, Place, Shape, learn
+from telematics_assets.autoloader.json_grid import Block, Ints, cut_fields, matching, proven, source_texts
+from telematics_assets.autoloader.json_shapes import Shape, learn
 from telematics_assets.autoloader.ordered import in_order
-from telematics_assets.autoloader.spans import Ints, Mask, cut, is_string, is_utf8, mask, replace
+from telematics_assets.autoloader.spans import cut, is_string, replace
 from telematics_assets.catalog import CORRUPT_RECORD
 from telematics_assets.errors import UnreadableFileError
 
@@ -54,7 +53,7 @@ CHUNK_VALUES = 1_000_000
 TAIL_BYTES = 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
-_QUOTE, _BACKSLASH, _COMMA, _NULL, _LINE_FEED, _RETURN = b'"\\,n\n\r'
+_LINE_FEED = b"\n"[0]
 _FILE_PATH = "_file_path"
 
 #: Fewer lines than this are parsed exactly before a shape is learned for them, or a known one tried on them.
@@ -154,9 +153,9 @@ def json_keys(source: BinaryIO, limit_bytes: int, *, multi_line: bool = False) -
     nothing = _Layout.of(pa.schema([]), "", None, "")
     if multi_line:
         # An element that the limit cuts has no end, and thereby is no record.
-        parts = [_Block.of(part) for part in elements(io.BytesIO(head), limit_bytes)]
+        parts = [Block.of(part) for part in elements(io.BytesIO(head), limit_bytes)]
     else:
-        parts = [_Block((head[: head.rfind(b"\n") + 1] if cut else head).removeprefix(_BOM))]
+        parts = [Block((head[: head.rfind(b"\n") + 1] if cut else head).removeprefix(_BOM))]
     return list(dict.fromkeys(key for part in parts for key in _keys_in_order(_prove(part, _Shapes(), nothing))))
 
 
@@ -236,68 +235,15 @@ def _short(blocks: Iterator[bytes | Elements], lines: int) -> Iterator[bytes | E
             for start in range(0, len(block.offsets) - 1, lines):
                 offsets = block.offsets[start : start + lines + 1]
                 yield Elements(block.data[offsets[0] : offsets[-1]], offsets - offsets[0])
-        elif block.count(b"\n") <= lines:
+            continue
+        feeds = np.frombuffer(block, np.uint8) == _LINE_FEED
+        if np.count_nonzero(feeds) <= lines:
             yield block
         else:
-            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _LINE_FEED)[lines - 1 :: lines] + 1
+            ends = np.flatnonzero(feeds)[lines - 1 :: lines] + 1
             for start, end in pairwise([0, *ends.tolist(), len(block)]):
                 if start < end:
                     yield block[start:end]
-
-
-class _Block:
-    """Some whole lines of a file, as bytes and as positions."""
-
-    def __init__(self, data: bytes, offsets: npt.NDArray[np.int32] | None = None) -> None:
-        self.data = data
-        raw = np.frombuffer(data, np.uint8)
-        if offsets is not None:
-            closed = len(offsets) - 1
-        else:
-            feeds = np.flatnonzero(raw == _LINE_FEED)
-            closed = len(feeds)
-            offsets = np.empty(closed + (not data.endswith(b"\n") and len(data) > 0) + 1, np.int32)
-            offsets[0], offsets[-1] = 0, len(data)
-            offsets[1 : closed + 1] = feeds + 1
-        self.offsets = offsets
-        self.lines = len(offsets) - 1
-        self.starts = self.offsets[:-1]
-        self.ends = self.offsets[1:].copy()
-        self.ends[:closed] -= 1
-        returns = (raw[self.ends[:closed] - 1] == _RETURN) & (self.ends[:closed] > self.starts[:closed])
-        self.ends[:closed] -= returns
-        #: The same bytes, with spaces in place of every line that is no UTF-8: safe to be called text.
-        self.text = raw if is_utf8(data) else self._blank_bad_lines(raw)
-        self.buffer = pa.py_buffer(self.text)
-        self.escapes = bool((raw == _BACKSLASH).any())
-
-    @classmethod
-    def of(cls, part: bytes | Elements) -> _Block:
-        """The lines of a part of a file, or of a document."""
-        return cls(part) if isinstance(part, bytes) else cls(part.data, part.offsets)
-
-    def line(self, index: int) -> bytes:
-        """One line, without its line end."""
-        return self.data[self.starts[index] : self.ends[index]]
-
-    def series(self) -> pl.Series:
-        """All lines, with their line ends."""
-        lines = pa.StringArray.from_buffers(self.lines, pa.py_buffer(self.offsets), self.buffer)
-        return cast(pl.Series, pl.from_arrow(lines))
-
-    def cut(self, starts: Ints, ends: Ints, null: Mask | None = None) -> pa.StringArray:
-        """Cut one span out of each of some lines (in order) and make a column of them."""
-        return cut(self.buffer, starts, ends, null)
-
-    def _blank_bad_lines(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        text = raw.copy()
-        suspects = np.unique(np.searchsorted(self.offsets, np.flatnonzero(raw > 0x7F), side="right") - 1)
-        for index in suspects.tolist():
-            try:
-                self.line(index).decode()
-            except UnicodeDecodeError:
-                text[self.starts[index] : self.ends[index]] = ord(" ")
-        return text
 
 
 class _Shapes:
@@ -334,7 +280,7 @@ class _Proof:
         exact_keys: The keys of the other lines, with the line of their first appearance.
     """
 
-    block: _Block
+    block: Block
     kinds: npt.NDArray[np.int16]
     shapes: list[Shape] = field(default_factory=list)
     exact: list[_ExactRow] = field(default_factory=list)
@@ -355,17 +301,17 @@ class _ExactRow(NamedTuple):
     corrupt: str | None
 
 
-def _prove(block: _Block, shapes: _Shapes, layout: _Layout) -> _Proof:
+def _prove(block: Block, shapes: _Shapes, layout: _Layout) -> _Proof:
     """Find out which lines have a known shape, learn shapes from those that have none, and parse the rest exactly."""
     proof = _Proof(block, np.full(block.lines, _EXACT, np.int16))
     proof.kinds[block.starts == block.ends] = _BLANK
     todo = np.flatnonzero(proof.kinds == _EXACT)
     if len(todo) >= _WORTH_LEARNING:
-        lines = block.series()
-        for shape in shapes.likely():
-            if len(todo) < _WORTH_KEEPING:
-                break
-            todo = _match(proof, lines, todo, shape, shapes)
+        for check in (proven, matching):
+            for shape in shapes.likely():
+                if len(todo) < _WORTH_KEEPING:
+                    break
+                todo = _mark(proof, todo, check(block, todo, shape), shape, shapes)
         misses = 0
         for index in todo[:_LEARN_LOOKS].tolist():
             if len(todo) < _WORTH_LEARNING or misses == _LEARN_MISSES:
@@ -378,7 +324,8 @@ def _prove(block: _Block, shapes: _Shapes, layout: _Layout) -> _Proof:
             before = len(todo)
             learned = learn(text, record)
             if learned is not None:
-                todo = _match(proof, lines, todo, learned, shapes)
+                for check in (proven, matching):
+                    todo = _mark(proof, todo, check(block, todo, learned), learned, shapes)
             misses += before - len(todo) < _WORTH_KEEPING
     for index in todo.tolist():
         line = block.line(index)
@@ -393,19 +340,15 @@ def _prove(block: _Block, shapes: _Shapes, layout: _Layout) -> _Proof:
     return proof
 
 
-def _match(
-    proof: _Proof, lines: pl.Series, todo: npt.NDArray[np.intp], shape: Shape, shapes: _Shapes
-) -> npt.NDArray[np.intp]:
+def _mark(proof: _Proof, todo: Ints, found: Ints, shape: Shape, shapes: _Shapes) -> Ints:
     """Mark those lines that have the shape, and return the others."""
-    asked = lines if len(todo) == len(lines) else lines.gather(pl.Series(todo))
-    hit = asked.str.contains(shape.pattern).to_numpy()
-    hits = int(hit.sum())
-    if not hits:
+    if not len(found):
         return todo
-    proof.kinds[todo[hit]] = len(proof.shapes)
-    proof.shapes.append(shape)
-    shapes.count(shape, hits)
-    return cast(npt.NDArray[np.intp], todo[~hit])
+    if shape not in proof.shapes:
+        proof.shapes.append(shape)
+    proof.kinds[found] = proof.shapes.index(shape)
+    shapes.count(shape, len(found))
+    return cast(Ints, todo[proof.kinds[todo] == _EXACT])
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, Value] | None]:
@@ -424,51 +367,6 @@ def _keys_in_order(proof: _Proof) -> list[str]:
         first = int(np.argmax(proof.kinds == kind))
         seen += [(first, part.key) for part in shape.fields]
     return list(dict.fromkeys(key for _, key in sorted(seen, key=itemgetter(0))))
-
-
-class _Separators:
-    """The separating commas of proven lines."""
-
-    def __init__(self, proof: _Proof) -> None:
-        self._block = proof.block
-        found = np.flatnonzero(self._block.text == _COMMA)
-        self._take(found)
-        expected = np.array([shape.commas for shape in proof.shapes], np.intp)
-        proven = np.flatnonzero(proof.kinds >= 0)
-        # A line of the shape has those commas; if it has no others, all of them separate.
-        if (self._counts[proven] != expected[proof.kinds[proven]]).any():
-            self._take(found[~self._inside_strings(found)])
-
-    def _take(self, commas: npt.NDArray[np.intp]) -> None:
-        self._commas = commas.astype(np.int32)
-        bounds = np.searchsorted(self._commas, self._block.offsets)
-        self._first = bounds[:-1]
-        self._counts = np.diff(bounds)
-
-    def _inside_strings(self, commas: npt.NDArray[np.intp]) -> Mask:
-        text = self._block.text
-        quotes = text == _QUOTE
-        if self._block.escapes:
-            slashes = np.flatnonzero(text == _BACKSLASH)
-            order = np.arange(len(slashes))
-            run_starts = np.maximum.accumulate(np.where(np.diff(slashes, prepend=-2) > 1, order, 0))
-            quotes[slashes[(order - run_starts) % 2 == 0] + 1] = False  # slashes of a run escape in pairs
-        odd = (np.cumsum(quotes, dtype=np.uint8) & 1).astype(bool)
-        odd_before = np.zeros(self._block.lines, bool)
-        odd_before[1:] = odd[self._block.starts[1:] - 1]
-        return cast(Mask, odd[commas] != np.repeat(odd_before, self._counts))
-
-    def starts(self, lines: npt.NDArray[np.intp], place: Place) -> Ints:
-        """Where a field starts in some lines."""
-        if place.comma < 0:
-            return cast(Ints, self._block.starts[lines] + np.int32(place.distance))
-        return cast(Ints, self._commas[self._first[lines] + place.comma] + np.int32(1 + place.distance))
-
-    def ends(self, lines: npt.NDArray[np.intp], place: Place, shape: Shape) -> Ints:
-        """Where a field ends in some lines."""
-        if place.comma == shape.commas:
-            return cast(Ints, self._block.ends[lines] - np.int32(place.distance))
-        return cast(Ints, self._commas[self._first[lines] + place.comma] - np.int32(place.distance))
 
 
 @dataclass(frozen=True)
@@ -549,7 +447,7 @@ class _Result:
 
 
 def _read_block(part: bytes | Elements, layout: _Layout, shapes: _Shapes) -> _Result:
-    block = _Block.of(part)
+    block = Block.of(part)
     too_long = np.flatnonzero(block.ends - block.starts > MAX_RECORD_BYTES)
     if len(too_long):
         return _Result(Chunk(layout.target.empty_table()), block.lines, too_long=int(too_long[0]))
@@ -564,98 +462,94 @@ class _Rows:
     def __init__(self, proof: _Proof, layout: _Layout) -> None:
         self._layout = layout
         self._block = proof.block
-        lines = np.flatnonzero(proof.kinds != _BLANK)
-        kinds = proof.kinds[lines]
-        self._lines = lines
+        self._lines = np.flatnonzero(proof.kinds != _BLANK)
+        kinds = proof.kinds[self._lines]
         self._is_exact = kinds == _EXACT
-        self._exact_columns = list(zip(*(row.values for row in proof.exact), strict=True))
-        self._exact_rescued = [row.rescued for row in proof.exact]
         self._corrupt_texts = [row.corrupt for row in proof.exact if row.corrupt is not None]
-        self._corrupt = np.zeros(len(lines), bool)
+        self._corrupt = np.zeros(len(self._lines), bool)
         self._corrupt[self._is_exact] = [row.corrupt is not None for row in proof.exact]
-        self._separators = _Separators(proof)
-        self._shapes: list[tuple[Shape, npt.NDArray[np.intp]]] = [
-            (shape, np.flatnonzero(kinds == kind)) for kind, shape in enumerate(proof.shapes)
+        places = [np.flatnonzero(kinds == kind) for kind in range(len(proof.shapes))]
+        self._groups: list[_Group] = [
+            _Group.of_shape(self._block, self._lines[rows], shape, layout)
+            for shape, rows in zip(proof.shapes, places, strict=True)
         ]
-        self._fields: dict[str, list[tuple[Shape, npt.NDArray[np.intp], Field]]] = {}
-        for shape, rows in self._shapes:
-            for part in shape.fields:
-                self._fields.setdefault(part.key, []).append((shape, rows, part))
+        if proof.exact or not self._groups:
+            self._groups.append(_Group.of_exact(proof.exact, layout))
+            places.append(np.flatnonzero(self._is_exact))
+        #: By row, its place among the rows of all groups, group by group; None if that is the same.
+        self._order = None
+        if len(self._groups) > 1:
+            order = np.empty(len(self._lines), np.int32)
+            order[np.concatenate(places)] = np.arange(len(order), dtype=np.int32)
+            self._order = pa.array(order)
 
     def chunk(self) -> Chunk:
         columns = []
         rescued_rows = 0
         for column in self._layout.target:
             if column.name == CORRUPT_RECORD:
-                values = self._corrupt_column()
+                values = replace(pa.nulls(len(self._lines), pa.string()), self._corrupt, self._corrupt_texts)
             elif column.name == self._layout.raw_column:
                 values = self._raw_column()
             elif column.name == self._layout.rescued_column:
-                values = self._rescued_column()
+                values = self._in_order([group.rescued for group in self._groups])
                 rescued_rows = len(values) - values.null_count
-            elif column.name in self._layout.accepted:
-                values = self._data_column(column.name)
+            elif any(column.name in group.columns for group in self._groups):
+                values = self._in_order([group.column(column.name) for group in self._groups])
             else:
                 values = pa.nulls(len(self._lines), column.type)
             columns.append(values if values.type == column.type else values.cast(column.type))
         table = pa.Table.from_arrays(columns, schema=self._layout.target)
         return Chunk(table, rescued_rows, len(self._corrupt_texts))
 
-    def _corrupt_column(self) -> pa.StringArray:
-        return replace(pa.nulls(len(self._lines), pa.string()), self._corrupt, self._corrupt_texts)
-
     def _raw_column(self) -> pa.StringArray:
-        lines = self._block.cut(self._block.starts[self._lines], self._block.ends[self._lines])
+        lines = cut(self._block.buffer, self._block.starts[self._lines], self._block.ends[self._lines])
         return replace(lines, self._corrupt, self._corrupt_texts)
 
-    def _data_column(self, name: str) -> pa.StringArray:
-        values = self._proven_column(name)
-        if not self._exact_rescued:
-            return values
-        return replace(values, self._is_exact, self._exact_columns[self._layout.accepted[name]])
+    def _in_order(self, parts: list[pa.StringArray]) -> pa.StringArray:
+        return parts[0] if self._order is None else pa.concat_arrays(parts).take(self._order)
 
-    def _proven_column(self, name: str) -> pa.StringArray:
-        places = self._fields.get(name)
-        if places is None:
-            return pa.nulls(len(self._lines), pa.string())
-        # A row without the key keeps an empty span at its line's start, so that spans stay in order.
-        starts = self._block.starts[self._lines]
-        ends = starts.copy()
-        null = np.ones(len(starts), bool)
-        for shape, rows, part in places:
-            lines = self._lines[rows]
-            starts[rows] = self._separators.starts(lines, part.start)
-            ends[rows] = self._separators.ends(lines, part.end, shape)
-            null[rows] = False
-        first = self._block.text[starts]
-        null |= first == _NULL
-        quoted = (first == _QUOTE) & ~null
-        if name in self._layout.verbatim:
-            quoted[:] = False
-        values = self._block.cut(starts + quoted, ends - quoted, null)
-        if self._block.escapes:
-            escaped = quoted & mask(pc.match_substring(values, "\\"))
-            found = values.filter(pa.array(escaped)).to_pylist()
-            values = replace(values, escaped, [decode_string(text) for text in found])
-        return values
 
-    def _rescued_column(self) -> pa.StringArray:
-        values = pa.nulls(len(self._lines), pa.string())
-        for shape, rows in self._shapes:
-            unknown = [part for part in shape.fields if part.key not in self._layout.accepted]
-            if not unknown:
-                continue
-            lines = self._lines[rows]
-            pieces: list[Any] = []
-            for part, before in zip(unknown, self._layout.before_rescued([part.key for part in unknown]), strict=True):
-                starts = self._separators.starts(lines, part.start)
-                ends = self._separators.ends(lines, part.end, shape)
-                pieces += [pa.scalar(before, pa.string()), self._block.cut(starts, ends)]
-            tail = pa.scalar(self._layout.after_rescued, pa.string())
-            here = np.zeros(len(values), bool)
-            here[rows] = True
-            values = replace(values, here, pc.binary_join_element_wise(*pieces, tail, ""))
-        return replace(values, self._is_exact, self._exact_rescued)
+@dataclass(frozen=True)
+class _Group:
+    """The rows of a block that have one shape, or of those that have none.
+
+    Attributes:
+        rows: How many there are.
+        columns: Columns by name; others are null.
+        rescued: The rescued data.
+    """
+
+    rows: int
+    columns: dict[str, pa.StringArray]
+    rescued: pa.StringArray
+
+    def column(self, name: str) -> pa.StringArray:
+        """One column."""
+        return self.columns[name] if name in self.columns else pa.nulls(self.rows, pa.string())
+
+    @classmethod
+    def of_exact(cls, exact: list[_ExactRow], layout: _Layout) -> _Group:
+        """Lines that took the exact parser."""
+        columns = zip(*(row.values for row in exact), strict=True)
+        named = {name: pa.array(values, pa.string()) for name, values in zip(layout.accepted, columns, strict=False)}
+        return cls(len(exact), named, pa.array([row.rescued for row in exact], pa.string()))
+
+    @classmethod
+    def of_shape(cls, block: Block, lines: Ints, shape: Shape, layout: _Layout) -> _Group:
+        """Lines that are proven to have a shape."""
+        known = [part for part in shape.fields if part.key in layout.accepted]
+        unknown = [part for part in shape.fields if part.key not in layout.accepted]
+        rows = len(lines)
+        # What is rescued keeps its source text, as a verbatim column does; only that `null` is a text there.
+        values = cut_fields(block, lines, shape, known, [part.key in layout.verbatim for part in known])
+        rescued = pa.nulls(rows, pa.string())
+        if unknown:
+            sources = source_texts(block, lines, shape, unknown)
+            befores = layout.before_rescued([part.key for part in unknown])
+            pieces = [piece for before, source in zip(befores, sources, strict=True) for piece in (before, source)]
+            rescued = pc.binary_join_element_wise(*pieces, layout.after_rescued, "")
+        return cls(rows, {part.key: column for part, column in zip(known, values, strict=True)}, rescued)
 
 
 def _json(text: str) -> str:

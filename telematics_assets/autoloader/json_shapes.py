@@ -62,11 +62,14 @@ class Shape:
         pattern: A regular expression (Rust) that matches such a line as a whole, with or without its line end.
         commas: Separating commas in such a line, at any depth.
         fields: The top-level values, in order.
+        around: By scalar, what stands between the comma before it and it, and between it and the comma behind it; empty
+            if there is not one comma between each two scalars.
     """
 
     pattern: str
     commas: int
     fields: tuple[Field, ...]
+    around: tuple[tuple[bytes, bytes], ...]
 
 
 def learn(text: str, record: dict[str, Value]) -> Shape | None:
@@ -101,7 +104,17 @@ def learn(text: str, record: dict[str, Value]) -> Shape | None:
         before = text[commas[last] + 1 if last >= 0 else 0 : value.start]
         after = text[value.end : commas[following] if following < len(commas) else len(text)]
         fields.append(Field(key, Place(last, len(before.encode())), Place(following, len(after.encode()))))
-    return Shape(f"^{_SCALAR.join(map(_quote, literals))}(?:\\r?\\n)?$", len(commas), tuple(fields))
+    return Shape(f"^{_SCALAR.join(map(_quote, literals))}(?:\\r?\\n)?$", len(commas), tuple(fields), _around(literals))
+
+
+def _around(literals: list[str]) -> tuple[tuple[bytes, bytes], ...]:
+    """What stands around each scalar, up to the commas; nothing if commas do not separate the scalars one by one."""
+    between = literals[1:-1]
+    outer = literals[:1] + literals[-1:]
+    if len(literals) < 2 or any("," in text for text in outer) or any(text.count(",") != 1 for text in between):
+        return ()
+    parts = [outer[0], *(part for text in between for part in text.split(",")), outer[1]]
+    return tuple((before.encode(), after.encode()) for before, after in zip(parts[::2], parts[1::2], strict=True))
 
 
 def _scalars(text: str, start: int, end: int) -> list[tuple[int, int]]:
