@@ -1,5 +1,6 @@
 """`python -m benchmarks`: every benchmark, one after another."""
 
-from benchmarks.files import main
+from benchmarks import files, supabase
 
-main()
+files.main()
+supabase.main()

@@ -334,15 +334,22 @@ def measure(what: Measure, quick: bool) -> None:
             if what.name not in STANDING:
                 for leftover in (home / "floor", home / "tables", home / LOCATION.lstrip("/") / "_checkpoints"):
                     shutil.rmtree(leftover, ignore_errors=True)
-        if {o["result"] for o in ours} != {f["result"] for f in floor}:
-            raise SystemExit(f"{what.name}: ours and the floor did different work: {ours} {floor}")
+        show(what.name, what.title, what.floor, what.goal, ours, floor)
+
+
+def show(
+    name: str, title: str, least: str, goal: float, ours: list[dict[str, float]], floor: list[dict[str, float]]
+) -> None:
+    """Print the line of a measure."""
+    if {o["result"] for o in ours} != {f["result"] for f in floor}:
+        raise SystemExit(f"{name}: ours and the floor did different work: {ours} {floor}")
     ratios = sorted(o["seconds"] / f["seconds"] for o, f in zip(ours, floor, strict=True))
     print(
-        f"{what.title:38} {statistics.median(o['seconds'] for o in ours):7.2f} s  "
+        f"{title:38} {statistics.median(o['seconds'] for o in ours):7.2f} s  "
         f"{max(o['peak'] for o in ours):6.0f} MiB | "
-        f"{what.floor:32} {statistics.median(f['seconds'] for f in floor):7.2f} s  "
+        f"{least:32} {statistics.median(f['seconds'] for f in floor):7.2f} s  "
         f"{max(f['peak'] for f in floor):6.0f} MiB | "
-        f"ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}), aim {what.goal}",
+        f"ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}), aim {goal}",
         flush=True,
     )
 

@@ -23,6 +23,8 @@ FileFormat = Literal["parquet", "json", "csv"]
 SchemaEvolutionMode = Literal["addNewColumns", "rescue", "failOnNewColumns", "none", "addNewColumnsWithTypeWidening"]
 IncrementalListing = Literal["auto", "true", "false"]
 CleanSource = Literal["OFF", "DELETE", "MOVE"]
+ReplicationMode = Literal["row_xid", "xmin", "updated_at", "snapshot"]
+DeleteHandling = Literal["tombstones", "sweep", "none"]
 
 #: Columns that every table filled from files ends with: name, type, comment.
 SOURCE_FILE = "_source_file"
@@ -40,6 +42,7 @@ _INTERVAL_PART = re.compile(r"([0-9]{1,9}) +(second|minute|hour|day|week)s?\b", 
 _UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _PARTITION_COLUMN = re.compile(r"[^\x00-\x20\x7f,;{}()=/_.][^\x00-\x20\x7f,;{}()=/]{0,254}")
+_SOURCE_TABLE = re.compile(r"[^\x00-\x20./\x7f`%]+\.[^\x00-\x20./\x7f`%]+")
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 #: The rescued data of text files has the file's path under this name, with underscores in front where a key has it too.
 RESCUED_PATH = re.compile(r"_+file_path")
@@ -665,6 +668,95 @@ def interval_ns(option: str, text: str) -> int:
             "'1 day', '6 hours' or '1 hour 30 minutes'."
         )
     return sum(int(number) * _UNIT_SECONDS[unit] for number, unit in parts) * 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatedTable:
+    """A table of the Supabase database that a bronze table mirrors.
+
+    Attributes:
+        source: Schema and table in PostgreSQL, such as `public.policies`.
+        mode: How changed rows are found. `row_xid`: an indexed column that a trigger fills with the writing
+            transaction's id (`telematics supabase sql` prints it); loses nothing. `xmin`: the system column; needs no
+            change of the database, scans the table. `updated_at`: a time column with a lag; its gap is documented.
+            `snapshot`: the whole table each time.
+        table: Bronze table, one level; `supabase_<table>` if None.
+        deletes: How deleted rows are found. `tombstones`: a trigger records them (mode `row_xid`); `sweep`: keys are
+            compared on a schedule; `none`: rows stay. None: `tombstones` for `row_xid`, `sweep` for `xmin` and
+            `updated_at`; a snapshot sees deletes by itself.
+        key: Columns that identify a row; the primary key, introspected, if None. Given ones are checked against it.
+        position_column: Column of mode `row_xid` (default `row_xid`) or `updated_at` (default `updated_at`).
+        lag_seconds: Mode `updated_at`: how far behind the newest time a batch ends, seconds.
+        sweep_hours: Hours between two sweeps; also with tombstones, which some statements bypass.
+        exclude: Columns that are left out.
+        hash: Columns of which only a keyed hash arrives (personal data).
+        contract: What the bronze table promises; columns are the source's if it declares none.
+        fresh_within_minutes: Minutes without a successful batch after which the table counts as overdue; None: never.
+    """
+
+    source: str
+    mode: ReplicationMode = "row_xid"
+    table: str | None = None
+    deletes: DeleteHandling | None = None
+    key: tuple[str, ...] | None = None
+    position_column: str | None = None
+    lag_seconds: float = 60.0
+    sweep_hours: float = 24.0
+    exclude: tuple[str, ...] = ()
+    hash: tuple[str, ...] = ()
+    contract: TableContract = field(default_factory=lambda: TableContract(""))
+    fresh_within_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _SOURCE_TABLE.fullmatch(self.source):
+            raise OptionError(
+                f"source={self.source!r} is not accepted. Give schema and table in PostgreSQL, such as public.policies."
+            )
+        for option, kind in (("mode", ReplicationMode), ("deletes", DeleteHandling)):
+            value = getattr(self, option)
+            if value not in get_args(kind) and not (value is None and option == "deletes"):
+                raise OptionError(f"{option}={value!r} is not accepted. Use one of: {', '.join(get_args(kind))}.")
+        if self.deletes == "tombstones" and self.mode != "row_xid":
+            raise OptionError(
+                f"deletes='tombstones' needs mode='row_xid'; {self.source} has mode={self.mode!r}. Use deletes='sweep'."
+            )
+        if self.mode == "snapshot" and self.deletes is not None:
+            raise OptionError(
+                f"deletes of {self.source} can't be chosen: a snapshot sees them by itself. Leave it out."
+            )
+        for option in ("lag_seconds", "sweep_hours"):
+            value = getattr(self, option)
+            if not isinstance(value, int | float) or not 0 <= value < 1e9:
+                raise OptionError(f"{option}={value!r} is not accepted. Use a number from 0.")
+        for option in ("exclude", "hash", *(["key"] if self.key is not None else [])):
+            names = getattr(self, option)
+            if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+                raise OptionError(f"{option}={names!r} of {self.source} is not accepted. Give a tuple of column names.")
+        both = {*self.exclude} & {*self.hash}
+        lost = {*self.exclude, *self.hash} & {*(self.key or ()), *filter(None, [self.position_column])}
+        if both or lost:
+            raise OptionError(
+                f"{', '.join(sorted(both | lost))} of {self.source} can't be left out or hashed: "
+                f"{'it is in exclude and in hash' if both else 'it is the key or the position'}."
+            )
+        is_name(self.target) or TableName("catalog", "schema", self.target)
+
+    @property
+    def target(self) -> str:
+        """The bronze table, one level."""
+        return self.table or f"supabase_{self.source.split('.')[1]}"
+
+    @property
+    def delete_handling(self) -> DeleteHandling:
+        """`deletes`, or what the mode makes of it if it is None."""
+        if self.deletes is not None:
+            return self.deletes
+        return {"row_xid": "tombstones", "snapshot": "none"}.get(self.mode, "sweep")  # type: ignore[return-value]
+
+    @property
+    def position(self) -> str | None:
+        """The column that holds a row's position, or None for the modes without one."""
+        return self.position_column or (self.mode if self.mode in ("row_xid", "updated_at") else None)
 
 
 def _instant_ns(option: str, text: str | None) -> int | None:

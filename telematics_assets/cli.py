@@ -46,6 +46,7 @@ from telematics_assets.engines.base import (
 )
 from telematics_assets.errors import (
     DbfsDisabledError,
+    MissingExtraError,
     OptionError,
     RunLimitError,
     SettingsError,
@@ -54,6 +55,7 @@ from telematics_assets.errors import (
     TransientError,
     UnknownNameError,
 )
+from telematics_assets.microbatch.connection import NOT_CONFIGURED
 from telematics_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -527,12 +529,12 @@ def reset(
 
 @app.command(epilog="Example:\n\n  telematics doctor --json")
 def doctor(as_json: Json = False) -> None:
-    """Look at settings, engine, Volume, checkpoints and tables; say what is wrong and how to mend it.
+    """Look at settings, engine, Volume, checkpoints, tables and database; say what is wrong and how to mend it.
 
     Exit code 1 if there is an error among the findings.
     """
     settings = load_settings()
-    findings = [*_settings_findings(settings), *_engine(settings).doctor(FILE_STREAMS)]
+    findings = [*_settings_findings(settings), *_engine(settings).doctor(FILE_STREAMS), *_supabase_findings(settings)]
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:
@@ -658,6 +660,18 @@ def _settings_findings(settings: Settings) -> Iterator[Finding]:
             "It is not installed: runs bring no pictures.",
             'pip install "telematics_assets[plots]"',
         )
+
+
+def _supabase_findings(settings: Settings) -> Sequence[Finding]:
+    if settings.supabase_problem is not None:
+        return [Finding("error", "Supabase", settings.supabase_problem)]
+    if settings.supabase is None:
+        return [Finding("ok", "Supabase", f"not configured, and not needed for files. {NOT_CONFIGURED}")]
+    if importlib.util.find_spec("adbc_driver_postgresql") is None:
+        return [Finding("error", "Supabase", str(MissingExtraError("Supabase", "supabase")))]
+    from telematics_assets.microbatch.doctor import examine
+
+    return examine(settings.supabase)
 
 
 def _confirmed(question: str) -> bool:

@@ -31,7 +31,8 @@ from telematics_assets.automation import landing_sensor, load_job
 from telematics_assets.catalog import FILE_STREAMS, FileStream, Names
 from telematics_assets.engines.base import Engine
 from telematics_assets.maintenance import maintenance_job, maintenance_schedule
-from telematics_assets.resources import EmbeddedEngineResource, EmbeddedLandingResource
+from telematics_assets.microbatch.connection import Supabase
+from telematics_assets.resources import EmbeddedEngineResource, EmbeddedLandingResource, SupabaseResource
 from telematics_assets.settings import EngineName, Settings, load_settings
 from telematics_assets.volumes.base import Volume
 
@@ -40,6 +41,7 @@ def _embedded(settings: Settings) -> dict[str, Any]:
     return {
         "engine": EmbeddedEngineResource.from_settings(settings),
         "landing": EmbeddedLandingResource.from_settings(settings),
+        "supabase": SupabaseResource.from_settings(settings),
     }
 
 
@@ -76,6 +78,7 @@ def build_definitions(
     settings: Settings | None = None,
     engine: Engine | None = None,
     landing: Volume | None = None,
+    supabase: Supabase | None = None,
     executor: dg.ExecutorDefinition = dg.in_process_executor,
     retry_policy: dg.RetryPolicy | None = RETRY_POLICY,
 ) -> dg.Definitions:
@@ -86,6 +89,7 @@ def build_definitions(
         settings: The deployment's choices; read from the environment if None.
         engine: An engine to use instead of the one that the settings name, for example one in memory.
         landing: The landing Volume to use instead of the one that the settings name.
+        supabase: The database to replicate instead of the one that the settings name.
         executor: How a run executes its steps. One process is quickest for an asset and its checks.
         retry_policy: For transient errors inside a run; None in tests that shall not wait.
 
@@ -98,6 +102,8 @@ def build_definitions(
         resources["engine"] = engine
     if landing is not None:
         resources["landing"] = landing
+    if supabase is not None:
+        resources["supabase"] = supabase
     names = None if engine is None else engine.names
     maintenance = maintenance_job(streams, retry_policy)
     return dg.Definitions.merge(

@@ -138,3 +138,34 @@ class BasisMovedError(CommitConflictError):
 
 class RunLimitError(PermanentError):
     """Raised when something took longer than its stated limit."""
+
+
+class PostgresStartError(PermanentError):
+    """Raised when the local PostgreSQL server can't be started."""
+
+
+class SupabaseError(PermanentError):
+    """Raised when the database refuses for good: the message names the hurdle and how to take it."""
+
+    def __init__(self, cause: str, fix: str = "") -> None:
+        super().__init__(f"{cause} {fix}".strip())
+        self.cause = cause
+        self.fix = fix
+
+
+class SupabaseUnavailableError(TransientError):
+    """Raised when the database or its pooler did not answer this time.
+
+    Attributes:
+        soon: Whether it may go through within seconds.
+    """
+
+    def __init__(self, cause: str, fix: str = "", *, soon: bool = False) -> None:
+        super().__init__(f"{cause} {fix}".strip())
+        self.cause = cause
+        self.fix = fix
+        self.soon = soon
+
+
+class ReplicationError(PermanentError):
+    """Raised when a table can't be replicated as it is declared; the message says what to change."""

@@ -1,9 +1,10 @@
-"""The resources behind the keys `engine` and `landing`.
+"""The resources behind the keys `engine`, `landing` and `supabase`.
 
 Belongs here: Dagster resources that make the real thing when a run or a tick first needs it.
 Does not belong here: which of them a deployment uses (`definitions.py`), what they do.
 
-Tests and other code locations may put any object with the protocol `Engine` or `Volume` behind these keys.
+Tests and other code locations may put any object with the protocol `Engine` or `Volume`, or a `Supabase`, behind these
+keys.
 
 https://docs.dagster.io/guides/build/external-resources
 """
@@ -20,6 +21,7 @@ from pydantic import Field
 
 from telematics_assets.catalog import Names
 from telematics_assets.engines.base import Engine
+from telematics_assets.microbatch.connection import PARTS, Supabase, resolve
 from telematics_assets.settings import Settings, parse_home
 from telematics_assets.volumes.base import Volume
 
@@ -73,6 +75,32 @@ class EmbeddedLandingResource(_Embedded):
     def create_resource(self, context: dg.InitResourceContext) -> Volume:
         """The Volume."""
         return self._engine().volume
+
+
+class SupabaseResource(dg.ConfigurableResource[Any]):
+    """The Supabase database to replicate. Every part is empty or an `EnvVar`; what it holds is shown nowhere."""
+
+    url: str = Field(default="", repr=False, description="URL of the transaction pooler, with user and password.")
+    host: str = Field(default="", description="Host of the pooler.")
+    port: str = Field(default="", description="Port of the pooler.")
+    user: str = Field(default="", description="User at the pooler: role.project-ref.")
+    password: str = Field(default="", repr=False, description="The user's password.")
+    database: str = Field(default="", description="Database.")
+    sslmode: str = Field(default="", description="verify-full, verify-ca or require; disable on loopback.")
+    ca: str = Field(default="", description="File with the CA's certificate.")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The resource of a deployment's settings; Dagster looks the values up when a run needs them."""
+        return cls(**{part: dg.EnvVar(variable) for part, variable in settings.supabase_parts.items()})
+
+    def create_resource(self, context: dg.InitResourceContext) -> Supabase | None:
+        """The connection's description, or None if nothing is configured; nothing connects here.
+
+        Raises:
+            SettingsError: If the parts describe no connection.
+        """
+        return resolve({part: getattr(self, part) for part in PARTS})
 
 
 @lru_cache(maxsize=4)

@@ -18,6 +18,7 @@ from typing import Literal, cast, get_args
 
 from telematics_assets.catalog import Names
 from telematics_assets.errors import SettingsError, TelematicsError
+from telematics_assets.microbatch.connection import NOT_CONFIGURED, PARTS, Supabase, resolve
 from telematics_assets.volumes.base import refuse_dbfs
 
 EngineName = Literal["embedded"]
@@ -39,6 +40,17 @@ VARIABLES: Mapping[str, tuple[str, str]] = {
     "TELEMATICS_INCOMPLETE_SECONDS": ("300", "How long a file without its end may still be growing, seconds."),
     "TELEMATICS_SENSOR_SECONDS": ("5", "Interval of the landing sensors, seconds."),
     "TELEMATICS_MAX_RUN_SECONDS": ("3600", "A run older than this no longer counts as in flight, seconds."),
+    "SUPABASE_DB_URL": (
+        "",
+        "Supabase's transaction pooler, postgresql://role.project-ref:password@host:6543/postgres.",
+    ),
+    "SUPABASE_HOST": ("", "Host of the pooler, instead of the URL."),
+    "SUPABASE_PORT": ("", "Port of the pooler; 6543 if nothing says otherwise."),
+    "SUPABASE_USER": ("", "User at the pooler: role.project-ref."),
+    "SUPABASE_PASSWORD": ("", "The user's password, as it is."),
+    "SUPABASE_DATABASE": ("", "Database; postgres if nothing says otherwise."),
+    "SUPABASE_SSLMODE": ("", "verify-full if nothing says otherwise; verify-ca, require; disable on loopback only."),
+    "SUPABASE_CA": ("", "File with the certificate of the project's CA, for verify-full."),
 }
 
 
@@ -55,7 +67,10 @@ class Settings:
         sensor_seconds: Interval of the landing sensors, seconds.
         max_run_seconds: Age at which a run no longer counts as in flight, seconds.
         dagster_home: `DAGSTER_HOME` as set, or None.
-        unknown: Set variables that start with `TELEMATICS_` and are no setting, with the nearest known name or "".
+        supabase: The database to replicate, or None if none is configured, or wrongly.
+        supabase_parts: Keys of the parts (`url`, `host` …) that the environment gives, by their variables.
+        supabase_problem: What is wrong with them, or None.
+        unknown: Set variables that look like ours and are no setting, with the nearest known name or "".
     """
 
     home: Path | str = field(default_factory=lambda: Path(".telematics").absolute())
@@ -66,6 +81,9 @@ class Settings:
     sensor_seconds: int = 5
     max_run_seconds: int = 3600
     dagster_home: Path | None = None
+    supabase: Supabase | None = None
+    supabase_parts: Mapping[str, str] = field(default_factory=dict)
+    supabase_problem: str | None = None
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -73,6 +91,16 @@ class Settings:
         """Where Dagster's own state lives unless `DAGSTER_HOME` says otherwise; always a local disk."""
         home = self.home if isinstance(self.home, Path) else Path(VARIABLES["TELEMATICS_HOME"][0]).absolute()
         return home / "dagster"
+
+    def require_supabase(self) -> Supabase:
+        """The database to replicate.
+
+        Raises:
+            SettingsError: If none is configured, or wrongly.
+        """
+        if self.supabase is None:
+            raise SettingsError(self.supabase_problem or f"No Supabase database is configured. {NOT_CONFIGURED}")
+        return self.supabase
 
 
 def parse_home(text: str) -> Path | str:
@@ -152,6 +180,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         except TelematicsError as error:
             raise SettingsError(f"{variable}: {error}") from None
     dagster_home = env.get("DAGSTER_HOME", "").strip()
+    # Files are loaded whatever the database's settings are: what is wrong with them is told to who needs them.
+    supabase, problem = None, None
+    try:
+        supabase = resolve({part: env.get(variable, "") for part, variable in PARTS.items()})
+    except SettingsError as error:
+        problem = str(error)
     return Settings(
         home=home,
         engine=cast(EngineName, engine),
@@ -161,9 +195,21 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         sensor_seconds=max(1, round(number("TELEMATICS_SENSOR_SECONDS", 1))),
         max_run_seconds=max(1, round(number("TELEMATICS_MAX_RUN_SECONDS", 1))),
         dagster_home=Path(dagster_home) if dagster_home else None,
-        unknown={
-            name: next(iter(difflib.get_close_matches(name, VARIABLES, 1)), "")
-            for name in env
-            if name.startswith("TELEMATICS_") and name not in VARIABLES
-        },
+        supabase=supabase,
+        supabase_parts={part: variable for part, variable in PARTS.items() if env.get(variable, "").strip()},
+        supabase_problem=problem,
+        unknown=_unknown(env),
     )
+
+
+def _unknown(env: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for name in env:
+        if name in VARIABLES or not name.startswith(("TELEMATICS_", "SUPABASE_")):
+            continue
+        # Other tools have variables of their own that begin with SUPABASE_: only what is nearly ours is a slip.
+        foreign = name.startswith("SUPABASE_")
+        near = difflib.get_close_matches(name, VARIABLES, 1, 0.9 if foreign else 0.6)
+        if near or not foreign:
+            found[name] = next(iter(near), "")
+    return found

@@ -17,7 +17,9 @@ from hypothesis import settings as hypothesis_settings
 SOAK_SECONDS, SHORT_SOAK_SECONDS = 600.0, 10.0
 #: How much longer loops over kills, races and random input run with `--soak`.
 SOAK_FACTOR = 20
-_OURS = ("TELEMATICS_", "DAGSTER_")
+_OURS = ("TELEMATICS_", "DAGSTER_", "SUPABASE_", "PG")
+
+pytest_plugins = ("telematics_assets_tests.databases",)
 
 #: Examples of a property test that says no number of its own.
 EXAMPLES = 40

@@ -164,7 +164,7 @@ def test_the_base_install_needs_no_jvm_and_no_databricks_sdk() -> None:
 def test_the_extras_are_those_that_messages_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert {"plots", "spark", "databricks", "supabase", "objects", "urls", "dev"} == set(extras)
+    assert {"plots", "spark", "databricks", "supabase", "postgres", "objects", "urls", "dev"} == set(extras)
     for module in MODULES:
         for named in re.findall(r'telematics_assets\[(\w+)\]"', module.read_text(encoding="utf-8")):
             assert named in extras, module

@@ -178,7 +178,7 @@ def test_misspelt_variables_are_kept_with_the_nearest_known_one() -> None:
 
 def test_the_example_environment_lists_every_variable_with_its_default() -> None:
     example = (ROOT / ".env.example").read_text()
-    listed = dict(re.findall(r"^#?\s*(TELEMATICS_[A-Z_]+)=(.*)$", example, re.MULTILINE))
+    listed = dict(re.findall(r"^#?\s*((?:TELEMATICS|SUPABASE)_[A-Z_]+)=(.*)$", example, re.MULTILINE))
     assert {name: value.strip() for name, value in listed.items()} == {
         name: default for name, (default, _) in VARIABLES.items()
     }

@@ -425,6 +425,117 @@ class Duplicates:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicateRequest:
+    """How to replicate a table.
+
+    Attributes:
+        full: Take a new snapshot of the whole table, whatever the position says.
+        sweep: Compare the keys now, whether or not it is due.
+    """
+
+    full: bool = False
+    sweep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """Values of a source column that the bronze type can't show; what arrived instead is said by `kind`.
+
+    Attributes:
+        column: The column.
+        kind: What they are, such as `infinity` or `BC date`.
+        rows: How many of them this replication met.
+        example: One of them as text, or None.
+    """
+
+    column: str
+    kind: str
+    rows: int
+    example: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """An open transaction that keeps the cut from moving on.
+
+    Attributes:
+        kind: `transaction` or `prepared transaction`.
+        who: Process id, user and application, or the prepared transaction's name; no query text.
+        age_seconds: How long it is open.
+    """
+
+    kind: str
+    who: str
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicateReport:
+    """What one `replicate` did, and the table as it stands afterwards.
+
+    Attributes:
+        source: Schema and table in PostgreSQL.
+        table: Full name of the bronze table.
+        mode: The table's `ReplicationMode`.
+        inserted: Rows added.
+        updated: Rows replaced.
+        deleted: Rows removed.
+        batches: Commits made; 0 if nothing had changed.
+        position: What the table holds the source up to: every change below it is in; None in mode `snapshot`.
+        lag_seconds: Age of the state that the table shows, by the source's clock.
+        snapshot: Why a whole snapshot was taken (`first`, `asked for`, `another database`, …), or None.
+        swept: Whether keys were compared.
+        schema_changes: Columns added.
+        notes: What else a reader should know, one line each: columns that are gone upstream, retyped ones, ….
+        anomalies: Values that the bronze types can't show.
+        blocker: What holds the cut back, or None.
+        table_version: Delta version of the table afterwards; None if there is no table yet.
+        table_rows: Rows of the whole table afterwards.
+        yielded: Whether another process was replicating the table; nothing was doubled.
+        seconds: How long it took.
+    """
+
+    source: str
+    table: str
+    mode: str
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    batches: int = 0
+    position: int | None = None
+    lag_seconds: float | None = None
+    snapshot: str | None = None
+    swept: bool = False
+    schema_changes: tuple[SchemaChange, ...] = ()
+    notes: tuple[str, ...] = ()
+    anomalies: tuple[Anomaly, ...] = ()
+    blocker: Blocker | None = None
+    table_version: int | None = None
+    table_rows: int = 0
+    yielded: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """Keys of a source table against those of its bronze table, as far as both must agree.
+
+    Attributes:
+        source_rows: Keys of the source with a position below the table's.
+        table_rows: Keys of the bronze table that no later change touched.
+        missing: Keys of the source that bronze lacks.
+        extra: Keys of bronze that the source lacks.
+        examples: Some of them as text.
+    """
+
+    source_rows: int
+    table_rows: int
+    missing: int
+    extra: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of `telematics doctor`.
 

@@ -1,0 +1,223 @@
+"""How close replication is to the floor of this machine: `python -m benchmarks.supabase [--quick] [MEASURE…]`.
+
+Belongs here: the measures of reading from PostgreSQL through the transaction pooler, each beside a floor that does the
+least that could be done. Does not belong here: assertions; a ratio is to be read, not to fail.
+
+The server is real, from pip's binaries, and runs with the pooler in this process's care; every timed piece runs in a
+process of its own, ours and the floor in turn. The pooler is a small one for tests: it costs both sides the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.files import show, timed
+from telematics_assets.microbatch.connection import Supabase
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from telematics_assets.microbatch.session import Session
+    from telematics_assets.microbatch.types import ColumnPlan
+
+ROUNDS = 3
+TABLE = "public.policies"
+_CREATE = """
+CREATE TABLE public.policies (id int8 PRIMARY KEY, number uuid, holder text, premium numeric(12,2), bought timestamptz,
+                              terms jsonb, active bool, risk float8)
+"""
+_FILL = """
+INSERT INTO public.policies
+SELECT g, gen_random_uuid(), 'Holder ' || g, (g % 1000000) / 7.0, '2020-01-01'::timestamptz + g * interval '61.01 s',
+       jsonb_build_object('cover', g % 7, 'tags', jsonb_build_array('a', 'b'), 'excess', g % 500), g % 3 = 0, random()
+FROM generate_series(1, {rows}) g
+"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the table: what is timed, against what, the ratio that is aimed at, and both sides' work."""
+
+    name: str
+    title: str
+    floor: str
+    goal: float
+    ours: Callable[[Supabase, Path], int]
+    least: Callable[[Supabase, Path], int]
+
+
+def planned(session: Session) -> tuple[str, tuple[ColumnPlan, ...]]:
+    """What the table is read by."""
+    from telematics_assets.microbatch.source import describe
+    from telematics_assets.microbatch.types import plan_columns
+
+    table = describe(session, TABLE)
+    return table.rows_sql, plan_columns(table)
+
+
+def work_extract(supabase: Supabase, home: Path) -> int:
+    """Ours: every row in bronze types, batch by batch."""
+    from telematics_assets.microbatch.extract import Anomalies, extract
+    from telematics_assets.microbatch.session import transaction
+
+    def extracted() -> int:
+        with transaction(supabase) as session:
+            rows, plans = planned(session)
+            return sum(batch.num_rows for batch in extract(session, rows, plans, anomalies=Anomalies()))
+
+    return timed(extracted)
+
+
+def work_land(supabase: Supabase, home: Path) -> int:
+    """Ours: the same into one Delta commit, without the replicator's bookkeeping."""
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    from telematics_assets.microbatch.extract import Anomalies, extract
+    from telematics_assets.microbatch.session import transaction
+    from telematics_assets.microbatch.types import arrow_schema
+
+    def landed() -> int:
+        with transaction(supabase) as session:
+            rows, plans = planned(session)
+            counted = Counted(extract(session, rows, plans, anomalies=Anomalies()))
+            reader = pa.RecordBatchReader.from_batches(arrow_schema(plans), counted)
+            write_deltalake(str(home / "table"), reader, mode="append")
+            return counted.rows
+
+    return timed(landed)
+
+
+def floor_copy(supabase: Supabase, home: Path) -> int:
+    """Floor: raw ADBC COPY."""
+    return timed(lambda: copied(supabase, lambda reader: sum(batch.num_rows for batch in reader)))
+
+
+def floor_copy_and_write(supabase: Supabase, home: Path) -> int:
+    """Floor: raw ADBC COPY and one Delta write, of whatever ADBC makes of the values."""
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    from telematics_assets.lakehouse.types import plain
+
+    def written(reader: pa.RecordBatchReader) -> int:
+        schema = pa.schema([pa.field(f.name, getattr(f.type, "storage_type", f.type)) for f in reader.schema])
+        counted = Counted(
+            pa.RecordBatch.from_arrays([plain(column) for column in batch.columns], schema=schema) for batch in reader
+        )
+        write_deltalake(str(home / "table"), pa.RecordBatchReader.from_batches(schema, counted), mode="append")
+        return counted.rows
+
+    return timed(lambda: copied(supabase, written))
+
+
+def copied(supabase: Supabase, use: Callable[[Any], int]) -> int:
+    """The table by ADBC's COPY, as it comes."""
+    from telematics_assets.microbatch.session import transaction
+
+    with transaction(supabase) as session, session.stream(f"SELECT * FROM {TABLE}") as reader:
+        return use(reader)
+
+
+def floor_fetchmany(supabase: Supabase, home: Path) -> int:
+    """Not a floor but the usual way: rows as psycopg makes them, by a cursor's fetchmany."""
+    import psycopg
+
+    def fetched() -> int:
+        rows = 0
+        parameters: dict[str, Any] = supabase.parameters()
+        with (
+            psycopg.connect(**parameters, prepare_threshold=None) as connection,
+            connection.cursor("rows") as cursor,
+        ):
+            cursor.execute(f"SELECT * FROM {TABLE}")
+            while batch := cursor.fetchmany(10_000):
+                rows += len(batch)
+        return rows
+
+    return timed(fetched)
+
+
+class Counted:
+    """Batches that are counted as they go by."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            self.rows += batch.num_rows
+            yield batch
+
+
+MEASURES = (
+    Measure("extract", "2 M rows through the pooler, bronze types", "raw ADBC COPY", 1.25, work_extract, floor_copy),
+    Measure("fetchmany", "the same", "psycopg, fetchmany", 0.1, work_extract, floor_fetchmany),
+    Measure("land", "the same into one Delta commit", "COPY, one Delta write", 1.25, work_land, floor_copy_and_write),
+)
+
+
+def run(name: str, side: int, supabase: Supabase, home: Path) -> dict[str, float]:
+    """One side of a measure in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.supabase", "--child", name, str(side), str(home)]
+    place = json.dumps(astuple(supabase))
+    output = subprocess.run(command, check=True, input=place, stdout=subprocess.PIPE, text=True).stdout
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def measure(what: Measure, supabase: Supabase) -> None:
+    """Run both sides in turn, print the line."""
+    ours: list[dict[str, float]] = []
+    floor: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory(prefix="telematics-bench-") as temporary:
+        for _ in range(ROUNDS):
+            for side, results in enumerate((ours, floor)):
+                home = Path(temporary) / "home"
+                results.append(run(what.name, side, supabase, home))
+                shutil.rmtree(home, ignore_errors=True)
+    show(what.name, what.title, what.floor, what.goal, ours, floor)
+
+
+def main() -> None:
+    """Run the named measures, or all."""
+    if sys.argv[1:2] == ["--child"]:
+        name, side, home = sys.argv[2:]
+        chosen = next(what for what in MEASURES if what.name == name)
+        (chosen.ours, chosen.least)[int(side)](Supabase(*json.load(sys.stdin)), Path(home))
+        return
+    import psycopg
+
+    from telematics_assets.testing.pooler import TransactionPooler
+    from telematics_assets.testing.postgres import LocalPostgres
+
+    names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    wanted = [what for what in MEASURES if not names or what.name in names]
+    if not wanted:
+        return
+    rows = 200_000 if "--quick" in sys.argv else 2_000_000
+    with (
+        tempfile.TemporaryDirectory(prefix="telematics-bench-") as temporary,
+        LocalPostgres(Path(temporary) / "postgres") as server,
+        TransactionPooler(lambda: server.port) as pooler,
+    ):
+        with psycopg.connect(server.url(), autocommit=True) as admin:
+            admin.execute(_CREATE)
+            admin.execute(_FILL.format(rows=rows).encode())
+            admin.execute("VACUUM ANALYZE public.policies")
+        user = pooler.user("postgres")
+        supabase = Supabase(pooler.host, user, server.password, pooler.port, "postgres", "disable")
+        for what in wanted:
+            measure(what, supabase)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Transactions in the database that only read: everything that a batch reads, it reads in one of these.
+
+Belongs here: opening connections, beginning and ending transactions, and asking questions inside them.
+Does not belong here: which questions (`source.py`, `extract.py`), the connection's parameters (`connection.py`), what
+an error means (`hurdles.py`), Dagster.
+
+Behind a transaction pooler a session is borrowed: whatever is set must end with the transaction, and nothing may be
+asked outside of one. ADBC moves rows as Arrow columns by binary COPY, ten times faster than row by row; with a query
+outside a transaction its several round trips meet different server connections, and it answers with wrong rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import adbc_driver_manager
+import adbc_driver_postgresql.dbapi as postgresql
+import pyarrow as pa
+
+from telematics_assets.errors import SupabaseError, SupabaseUnavailableError
+from telematics_assets.microbatch.connection import Supabase
+from telematics_assets.microbatch.hurdles import RETRY_PAUSES, explain, retried
+
+#: Bytes of one record batch that ADBC hands over.
+BATCH_BYTES = 8 << 20
+
+# One message and one round trip. None of it takes a snapshot: a lock may be taken before the first question.
+_BEGIN = "; ".join(
+    (
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        # A reader whom policies filter then fails instead of seeing fewer rows.
+        "SET LOCAL row_security = off",
+        "SET LOCAL statement_timeout = 0",
+        "SET LOCAL idle_in_transaction_session_timeout = 0",
+        "SET LOCAL lock_timeout = '10s'",
+        "SET LOCAL TimeZone = 'UTC'",
+        "SET LOCAL DateStyle = 'ISO, YMD'",
+        "SET LOCAL IntervalStyle = 'iso_8601'",
+        "SET LOCAL extra_float_digits = 1",
+        "SET LOCAL bytea_output = 'hex'",
+        "SET LOCAL quote_all_identifiers = off",
+        "SET LOCAL client_encoding = 'UTF8'",
+        "SET LOCAL search_path = pg_catalog",
+    )
+)
+_DRIVER_ERRORS = (adbc_driver_manager.Error, pa.ArrowException, OSError)
+
+
+class Session:
+    """Questions inside one transaction: all answers are of one snapshot."""
+
+    def __init__(self, connection: Any, supabase: Supabase) -> None:
+        """Ask through an open connection that is inside a transaction."""
+        self._connection = connection
+        self._supabase = supabase
+
+    def run(self, statement: str) -> None:
+        """Execute a statement that answers nothing; several are separated by `;`."""
+        with _explained(self._supabase), self._connection.cursor() as cursor:
+            cursor.adbc_statement.set_sql_query(statement)
+            cursor.adbc_statement.execute_update()
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """The rows of a small answer."""
+        with _explained(self._supabase), self._connection.cursor() as cursor:
+            cursor.execute(query)
+            return list(cursor.fetch_arrow_table().to_pylist())
+
+    def value(self, query: str) -> Any:
+        """The one value of an answer with one row and one column, or None if there is no row."""
+        for row in self.rows(query):
+            return next(iter(row.values()))
+        return None
+
+    @contextmanager
+    def stream(self, query: str) -> Iterator[pa.RecordBatchReader]:
+        """The rows of an answer of any size, batch by batch; they are pulled from the server as they are read.
+
+        Only what the database gets wrong becomes an error of ours: whoever reads may have other troubles.
+        """
+        with self._connection.cursor() as cursor:
+            with _explained(self._supabase):
+                cursor.adbc_statement.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
+                cursor.execute(query)
+                reader = cursor.fetch_record_batch()
+            failures: list[Exception] = []
+
+            def pulled() -> Iterator[pa.RecordBatch]:
+                try:
+                    with _explained(self._supabase):
+                        yield from reader
+                except (SupabaseError, SupabaseUnavailableError) as failure:
+                    failures.append(failure)
+                    raise
+
+            try:
+                yield pa.RecordBatchReader.from_batches(reader.schema, pulled())
+            except Exception:
+                # A writer that pulled the rows through Arrow's C interface has made a text of it.
+                if failures:
+                    raise failures[0] from None
+                raise
+
+
+class Connection:
+    """A connection to the database that waits between transactions without holding anything of the pooler's."""
+
+    def __init__(self, supabase: Supabase, pauses: Sequence[float] = RETRY_PAUSES) -> None:
+        """Describe a connection; the first transaction opens it.
+
+        Args:
+            supabase: The database.
+            pauses: How long to wait before another try, seconds; none for one try only.
+        """
+        self._supabase = supabase
+        self._pauses = pauses
+        self._connection: Any = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One `REPEATABLE READ READ ONLY` transaction; see `transaction` for what it raises."""
+        session = retried(self._begun, self._pauses)
+        try:
+            yield session
+            session.run("COMMIT")
+        except BaseException:
+            # Ending the connection ends the transaction, and spares reading what is under way.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the connection; another transaction opens it again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Nothing was written: however it ends, nothing is lost.
+            with suppress(adbc_driver_manager.Error, RuntimeError):
+                connection.close()
+
+    def _begun(self) -> Session:
+        if self._connection is None:
+            with _explained(self._supabase):
+                # With autocommit the driver sends no BEGIN of its own.
+                self._connection = postgresql.connect(self._supabase.uri(), autocommit=True)
+        session = Session(self._connection, self._supabase)
+        try:
+            session.run(_BEGIN)
+        except BaseException:
+            self.close()
+            raise
+        return session
+
+
+@contextmanager
+def connected(supabase: Supabase, pauses: Sequence[float] = RETRY_PAUSES) -> Iterator[Connection]:
+    """A connection for several transactions, one after the other.
+
+    Args:
+        supabase: The database.
+        pauses: How long to wait before another try, seconds; none for one try only.
+    """
+    connection = Connection(supabase, pauses)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def transaction(supabase: Supabase, pauses: Sequence[float] = RETRY_PAUSES) -> Iterator[Session]:
+    """Open a connection and one `REPEATABLE READ READ ONLY` transaction on it; both end with the block.
+
+    Nothing is set beyond the transaction's end: behind a pooler the session is the next client's. No snapshot is taken
+    before the first question, so that a lock may come first.
+
+    Args:
+        supabase: The database.
+        pauses: How long to wait before another try, seconds; none for one try only.
+
+    Raises:
+        SupabaseError: If it refuses for good.
+        SupabaseUnavailableError: If it does not answer, after several tries where that may help.
+    """
+    with connected(supabase, pauses) as connection, connection.transaction() as session:
+        yield session
+
+
+@contextmanager
+def _explained(supabase: Supabase) -> Iterator[None]:
+    try:
+        yield
+    except _DRIVER_ERRORS as error:
+        # The driver's own error may repeat what is secret: no report shall show it as the context.
+        raise explain(error, supabase) from None
