@@ -62,13 +62,13 @@ install: $(STAMP) ## Make .venv with everything in it, and nothing else
 	@echo "$(VENV) is ready. To have its commands at hand: . $(BIN)/activate"
 
 .PHONY: demo
-demo: $(STAMP) ## Land three waves of a simulated fleet, let Dagster load them, show the tables
+demo: $(STAMP) ## Land three waves of a simulated fleet, mirror an insurer's database, show the tables
 	@$(READ_ENV); exec $(BIN)/telematics demo
 
 .PHONY: dev
-dev: $(STAMP) ## Open the Dagster UI on http://127.0.0.1:3000 (PORT=…), with the demo's history in it
+dev: $(STAMP) ## Open the Dagster UI on http://127.0.0.1:3000 (PORT=…), with the demo's history and database
 	@$(READ_ENV); DAGSTER_HOME="$$($(BIN)/telematics home)" || exit; export DAGSTER_HOME; \
-	exec $(BIN)/dg dev --host 127.0.0.1 --port $(PORT)
+	exec $(BIN)/telematics beside $(BIN)/dg dev --host 127.0.0.1 --port $(PORT)
 
 .PHONY: test
 test: $(STAMP) ## Run all tests in parallel and hold the coverage (TESTS=… picks some, without coverage)

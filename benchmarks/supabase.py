@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -25,10 +26,13 @@ from telematics_assets.microbatch.connection import Supabase
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from telematics_assets.microbatch.session import Session
+    from telematics_assets.engines.base import ReplicateReport
+    from telematics_assets.microbatch.replicate import Replicator
+    from telematics_assets.microbatch.session import Connection, Session
     from telematics_assets.microbatch.types import ColumnPlan
 
 ROUNDS = 3
+LOOKS = 50
 TABLE = "public.policies"
 _CREATE = """
 CREATE TABLE public.policies (id int8 PRIMARY KEY, number uuid, holder text, premium numeric(12,2), bought timestamptz,
@@ -76,24 +80,91 @@ def work_extract(supabase: Supabase, home: Path) -> int:
     return timed(extracted)
 
 
-def work_land(supabase: Supabase, home: Path) -> int:
-    """Ours: the same into one Delta commit, without the replicator's bookkeeping."""
-    import pyarrow as pa
-    from deltalake import write_deltalake
+def work_replicate(supabase: Supabase, home: Path) -> int:
+    """Ours: a whole first replication, and what comes after it."""
+    return timed(lambda: replicated(supabase, home).inserted)
 
+
+def replicated(supabase: Supabase, home: Path) -> ReplicateReport:
+    """Replicate the table as far as it goes."""
+    from telematics_assets.microbatch.session import connected
+
+    with connected(supabase) as connection:
+        return replicator(connection, home).replicate()
+
+
+def replicator(connection: Connection, home: Path) -> Replicator:
+    """What replicates the table into a home."""
+    from telematics_assets.catalog import Names, ReplicatedTable
+    from telematics_assets.lakehouse.delta import DeltaLakehouse
+    from telematics_assets.microbatch.replicate import Replicator
+
+    declared = ReplicatedTable(TABLE)
+    return Replicator(declared, Names().bronze(declared.target), DeltaLakehouse(home), connection)
+
+
+def changed(supabase: Supabase, home: Path) -> None:
+    """A bronze table behind a source in which every hundredth row has changed since."""
+    import psycopg
+
+    replicated(supabase, home)
+    parameters: dict[str, Any] = supabase.parameters()
+    with psycopg.connect(**parameters, prepare_threshold=None) as connection:
+        connection.execute(f"UPDATE {TABLE} SET premium = premium + 1 WHERE id % 100 = 42")
+
+
+def work_merge(supabase: Supabase, home: Path) -> int:
+    """Ours: the batch that brings them."""
+    changed(supabase, home)
+    return timed(lambda: replicated(supabase, home).updated)
+
+
+def floor_merge(supabase: Supabase, home: Path) -> int:
+    """Floor: deltalake's merge of the same rows, which are in memory already."""
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+    from telematics_assets.catalog import Names
     from telematics_assets.microbatch.extract import Anomalies, extract
     from telematics_assets.microbatch.session import transaction
-    from telematics_assets.microbatch.types import arrow_schema
 
-    def landed() -> int:
-        with transaction(supabase) as session:
-            rows, plans = planned(session)
-            counted = Counted(extract(session, rows, plans, anomalies=Anomalies()))
-            reader = pa.RecordBatchReader.from_batches(arrow_schema(plans), counted)
-            write_deltalake(str(home / "table"), reader, mode="append")
-            return counted.rows
+    changed(supabase, home)
+    with transaction(supabase) as session:
+        source, plans = planned(session)
+        found = extract(session, source, plans, anomalies=Anomalies(), where="id % 100 = 42")
+        rows = pa.Table.from_batches(list(found))
+    table = DeltaTable(str(home / Names().bronze("supabase_policies").location))
+    values = {name: f"source.{name}" for name in rows.schema.names}
 
-    return timed(landed)
+    def merged() -> int:
+        merger = table.merge(rows, "target.id = source.id", source_alias="source", target_alias="target")
+        done = merger.when_matched_update(values).when_not_matched_insert(values).execute()
+        return int(done["num_target_rows_updated"])
+
+    return timed(merged)
+
+
+def work_empty(supabase: Supabase, home: Path) -> int:
+    """Ours: batches that find nothing new, on an open connection."""
+    from telematics_assets.microbatch.session import connected
+
+    with connected(supabase) as connection:
+        replicator(connection, home).replicate()
+
+        def looked() -> int:
+            return sum(replicator(connection, home).replicate().batches for _ in range(LOOKS))
+
+        return timed(looked)
+
+
+def floor_empty(supabase: Supabase, home: Path) -> int:
+    """Floor: the time that the contract allows them, 20 ms each."""
+
+    def waited() -> int:
+        time.sleep(0.02 * LOOKS)
+        return 0
+
+    return timed(waited)
 
 
 def floor_copy(supabase: Supabase, home: Path) -> int:
@@ -162,7 +233,9 @@ class Counted:
 MEASURES = (
     Measure("extract", "2 M rows through the pooler, bronze types", "raw ADBC COPY", 1.25, work_extract, floor_copy),
     Measure("fetchmany", "the same", "psycopg, fetchmany", 0.1, work_extract, floor_fetchmany),
-    Measure("land", "the same into one Delta commit", "COPY, one Delta write", 1.25, work_land, floor_copy_and_write),
+    Measure("replicate", "whole replication", "COPY, one Delta write", 1.25, work_replicate, floor_copy_and_write),
+    Measure("merge", "1 % of them changed", "deltalake's bare merge", 1.5, work_merge, floor_merge),
+    Measure("empty", "50 batches without a change", "20 ms each", 1.0, work_empty, floor_empty),
 )
 
 
@@ -196,6 +269,7 @@ def main() -> None:
         return
     import psycopg
 
+    from telematics_assets.microbatch.sql import TableSetup, setup_sql
     from telematics_assets.testing.pooler import TransactionPooler
     from telematics_assets.testing.postgres import LocalPostgres
 
@@ -212,6 +286,7 @@ def main() -> None:
         with psycopg.connect(server.url(), autocommit=True) as admin:
             admin.execute(_CREATE)
             admin.execute(_FILL.format(rows=rows).encode())
+            admin.execute(setup_sql([TableSetup("public", "policies", ("id",))]).encode())
             admin.execute("VACUUM ANALYZE public.policies")
         user = pooler.user("postgres")
         supabase = Supabase(pooler.host, user, server.password, pooler.port, "postgres", "disable")

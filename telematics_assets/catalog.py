@@ -1,7 +1,8 @@
-"""WHAT exists: the names, the file streams and the table contracts.
+"""WHAT exists: the names, the file streams, the replicated tables and the table contracts.
 
-Belongs here: three-level names, stream declarations with Auto Loader's option names, and table contracts (columns,
-types, units, comments), from which Delta comments, Dagster metadata, checks and docs are all fed.
+Belongs here: three-level names, declarations of streams (with Auto Loader's option names) and of replicated tables, and
+table contracts (columns, types, units, comments), from which Delta comments, Dagster metadata, checks and docs are all
+fed.
 Does not belong here: how anything is read or written, where a deployment keeps it (`settings.py`), Dagster.
 """
 
@@ -799,6 +800,21 @@ def _as_dict(options: FileStreamOptions) -> dict[str, Any]:
     return {f.name: getattr(options, f.name) for f in fields(options)}
 
 
+def find_table(tables: Sequence[ReplicatedTable], name: str) -> ReplicatedTable:
+    """The replicated table of that name: the source's, with or without its schema, or the bronze table's.
+
+    Raises:
+        UnknownNameError: If there is none, or the name fits several; the message lists those there are.
+    """
+    found = [table for table in tables if name in (table.source, table.target, table.source.split(".")[1])]
+    exact = [table for table in found if name == table.source] or found
+    if len(exact) == 1:
+        return exact[0]
+    known = ", ".join(table.source for table in exact or tables) or "none"
+    several = "is the name of several tables" if exact else "is no replicated table"
+    raise UnknownNameError(f"{name!r} {several}. Tables: {known}.")
+
+
 def find_stream(streams: Sequence[FileStream], name: str) -> FileStream:
     """The stream of that name.
 
@@ -860,3 +876,127 @@ TELEMATICS_TEST = FileStream(
 
 #: The file streams that ship with the project.
 FILE_STREAMS: tuple[FileStream, ...] = (TELEMATICS, TELEMATICS_TEST)
+
+_INSURANCE = {"layer": "bronze", "domain": "insurance"}
+_INSURANCE_OWNERS = ("team:insurance",)
+_UPDATED_AT = Column("updated_at", "TIMESTAMP", "When the row was last changed, UTC.")
+
+CUSTOMERS = ReplicatedTable(
+    source="public.customers",
+    exclude=("full_name", "phone", "date_of_birth", "address"),
+    hash=("email",),
+    contract=TableContract(
+        comment="One row per customer of the insurer; personal data stays in the source.",
+        columns=(
+            Column("id", "STRING", "Key (UUID).", required=True),
+            Column("customer_no", "BIGINT", "Number that the customer is told.", required=True),
+            Column("email", "STRING", "Keyed hash of the e-mail address; the same address has the same hash."),
+            Column("country", "STRING", "Country of residence, ISO 3166 alpha-2."),
+            Column("language", "STRING", "Preferred language, ISO 639-1."),
+            Column("segments", "ARRAY<STRING>", "Marketing segments."),
+            Column("marketing_consent", "BOOLEAN", "Whether the customer agreed to marketing; null if never asked."),
+            Column("created_at", "TIMESTAMP", "When the customer was recorded, UTC."),
+            _UPDATED_AT,
+        ),
+        owners=_INSURANCE_OWNERS,
+        tags=_INSURANCE,
+    ),
+)
+
+VEHICLES = ReplicatedTable(
+    source="public.vehicles",
+    hash=("registration",),
+    contract=TableContract(
+        comment="One row per insured vehicle; chassis_no joins to the telematics points.",
+        columns=(
+            Column("id", "BIGINT", "Key.", required=True),
+            Column("chassis_no", "STRING", "Chassis number (VIN, 17 characters); joins to telematics.", required=True),
+            Column("customer_id", "STRING", "The customer who owns it."),
+            Column("registration", "STRING", "Keyed hash of the registration plate."),
+            Column("make", "STRING", "Manufacturer."),
+            Column("model", "STRING", "Model."),
+            Column("fuel", "STRING", "petrol, diesel, electric or hybrid."),
+            Column("built_year", "SMALLINT", "Year of manufacture.", minimum=1900, maximum=2100),
+            Column("power_kw", "INT", "Power of the engine, kW.", minimum=0, maximum=1500),
+            Column("list_price_eur", "DECIMAL(12,2)", "Price when new, EUR.", minimum=0),
+            Column("first_registered", "DATE", "Day of its first registration."),
+            Column("equipment", "ARRAY<STRING>", "Safety equipment."),
+            _UPDATED_AT,
+        ),
+        owners=_INSURANCE_OWNERS,
+        tags=_INSURANCE,
+    ),
+)
+
+POLICIES = ReplicatedTable(
+    source="public.policies",
+    contract=TableContract(
+        comment="One row per policy, in its current state.",
+        columns=(
+            Column("policy_no", "STRING", "Key: number of the policy.", required=True),
+            Column("customer_id", "STRING", "The policy holder."),
+            Column("vehicle_id", "BIGINT", "The insured vehicle."),
+            Column("state", "STRING", "quoted, active, lapsed or cancelled."),
+            Column("premium_eur", "DECIMAL(12,2)", "Premium of a year, EUR.", minimum=0),
+            Column("sum_insured_eur", "DECIMAL(14,2)", "Sum insured, EUR.", minimum=0),
+            Column("bonus_factor", "DOUBLE", "Factor for years without a claim.", minimum=0.2, maximum=3),
+            Column("valid_from", "DATE", "First day of cover."),
+            Column("valid_until", "DATE", "Last day of cover; null if it does not end (infinity in the source)."),
+            Column("pays_per_km", "BOOLEAN", "Whether the premium follows the distance driven."),
+            Column("terms", "STRING", "Cover, deductible and riders; a JSON object as text."),
+            Column("created_at", "TIMESTAMP", "When the policy was recorded, UTC."),
+            _UPDATED_AT,
+        ),
+        owners=_INSURANCE_OWNERS,
+        tags=_INSURANCE,
+    ),
+)
+
+CLAIMS = ReplicatedTable(
+    source="public.claims",
+    exclude=("description",),
+    contract=TableContract(
+        comment="One row per claim on a policy, in its current state.",
+        columns=(
+            Column("policy_no", "STRING", "Key, with claim_no: the policy.", required=True),
+            Column("claim_no", "INT", "Key, with policy_no: counts the policy's claims.", required=True),
+            Column("state", "STRING", "reported, assessed, paid or rejected."),
+            Column("occurred_at", "TIMESTAMP", "When the damage was done, UTC."),
+            Column("reported_on", "DATE", "When it was reported."),
+            Column("claimed_eur", "DECIMAL(12,2)", "Amount claimed, EUR.", minimum=0),
+            Column("paid_eur", "DECIMAL(12,2)", "Amount paid, EUR; null until then.", minimum=0),
+            Column("fraud_score", "FLOAT", "Likelihood of fraud.", minimum=0, maximum=1),
+            Column("police_report", "BOOLEAN", "Whether the police took it up; null if that is not known."),
+            Column("photos", "ARRAY<STRING>", "Names of the photos."),
+            Column("assessment", "STRING", "The assessor's findings; a JSON object as text."),
+            _UPDATED_AT,
+        ),
+        owners=_INSURANCE_OWNERS,
+        tags=_INSURANCE,
+    ),
+)
+
+DRIVERS = ReplicatedTable(
+    source="public.drivers",
+    exclude=("full_name", "date_of_birth"),
+    hash=("licence_no",),
+    contract=TableContract(
+        comment="One row per person who may drive an insured vehicle; personal data stays in the source.",
+        columns=(
+            Column("vehicle_id", "BIGINT", "Key, with driver_no: the vehicle.", required=True),
+            Column("driver_no", "SMALLINT", "Key, with vehicle_id: counts the vehicle's drivers.", required=True),
+            Column("customer_id", "STRING", "The driver as a customer; null for others."),
+            Column("licence_no", "STRING", "Keyed hash of the driving licence's number."),
+            Column("licence_classes", "ARRAY<STRING>", "Classes of the driving licence."),
+            Column("licensed_since", "DATE", "Day of the driving licence."),
+            Column("penalty_points", "SMALLINT", "Penalty points.", minimum=0, maximum=100),
+            Column("is_main_driver", "BOOLEAN", "Whether this is the vehicle's main driver."),
+            _UPDATED_AT,
+        ),
+        owners=_INSURANCE_OWNERS,
+        tags=_INSURANCE,
+    ),
+)
+
+#: The tables of the insurer's Supabase database that ship with the project.
+REPLICATED_TABLES: tuple[ReplicatedTable, ...] = (CUSTOMERS, VEHICLES, POLICIES, CLAIMS, DRIVERS)

@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import date, datetime
 from decimal import Decimal
@@ -33,7 +33,15 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from telematics_assets.catalog import FILE_STREAMS, TableName, find_stream
+from telematics_assets.catalog import (
+    FILE_STREAMS,
+    REPLICATED_TABLES,
+    FileStream,
+    ReplicatedTable,
+    TableName,
+    find_stream,
+    find_table,
+)
 from telematics_assets.engines.base import (
     FILE_STATES,
     Backfill,
@@ -43,6 +51,8 @@ from telematics_assets.engines.base import (
     IngestRequest,
     Progress,
     ProgressListener,
+    ReplicateReport,
+    ReplicateRequest,
 )
 from telematics_assets.errors import (
     DbfsDisabledError,
@@ -50,6 +60,8 @@ from telematics_assets.errors import (
     OptionError,
     RunLimitError,
     SettingsError,
+    SupabaseError,
+    SupabaseUnavailableError,
     TableNotFoundError,
     TelematicsError,
     TransientError,
@@ -64,6 +76,7 @@ if TYPE_CHECKING:
 
     from telematics_assets.demo.fleet import FleetPlan
     from telematics_assets.engines.base import Engine
+    from telematics_assets.microbatch.discover import FoundTable
     from telematics_assets.volumes.base import Volume
 
 EXIT_FAILED = 1
@@ -132,7 +145,7 @@ def demo(
     timeout: Annotated[float, typer.Option(help="Give up after this many seconds, and say what it was doing.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Land three waves of a simulated fleet, let the sensors find them, and run the real Dagster jobs."""
+    """Land three waves of a simulated fleet, mirror a database that changes, and let the real Dagster jobs do it."""
     from telematics_assets.demo.story import tell
 
     try:
@@ -414,12 +427,17 @@ def files(
 
 
 @app.command(
-    epilog="Examples:\n\n  telematics maintain                  all streams\n\n  telematics maintain telematics --json"
+    epilog="Examples:\n\n"
+    "  telematics maintain                  all streams and replicated tables\n\n"
+    "  telematics maintain telematics --json\n\n"
+    "  telematics maintain public.policies"
 )
 def maintain(
     stream: Annotated[
         list[str] | None,
-        typer.Argument(metavar="STREAM", help="Streams to maintain; all if none is given.", show_default=False),
+        typer.Argument(
+            metavar="STREAM", help="Streams or replicated tables to maintain; all if none is given.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -427,15 +445,17 @@ def maintain(
 
     Safe while loads run. One stream's failure doesn't keep the others from it.
     """
-    streams = [find_stream(FILE_STREAMS, name) for name in dict.fromkeys(stream or ())] or list(FILE_STREAMS)
     engine = _engine(load_settings())
+    targets = [_stream_or_table(name) for name in dict.fromkeys(stream or ())]
+    targets = targets or [*FILE_STREAMS, *(table for table in REPLICATED_TABLES if _is_there(engine, table))]
     reports, errors = [], []
-    for each in streams:
+    for each in targets:
+        name = each.name if isinstance(each, FileStream) else each.source
         try:
-            with _progress_of(each.name) as listener:
+            with _progress_of(name) as listener:
                 reports.append(engine.maintain(each, listener))
         except TelematicsError as error:
-            _complain(error, each.name)
+            _complain(error, name)
             errors.append(error)
     for report in reports:
         for note in report.notes:
@@ -457,6 +477,57 @@ def maintain(
             for r in reports
         ]
     _show(listed, as_json, "Maintained")
+    if errors:
+        raise typer.Exit(max(map(exit_code, errors)) if all(e.transient for e in errors) else EXIT_FAILED)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics replicate                          all declared tables\n\n"
+    "  telematics replicate public.policies --full   take a new snapshot of the whole table\n\n"
+    "  telematics replicate --sweep --json           compare all keys now, for deletes that left no trace"
+)
+def replicate(
+    table: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TABLE",
+            help="Tables, such as public.policies or supabase_policies; all declared ones if none is given.",
+            show_default=False,
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Take a new snapshot of each table, whatever its position says.")
+    ] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Compare all keys now, whether or not it is due.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the bronze tables up to the Supabase database (SUPABASE_DB_URL), in exactly-once micro-batches.
+
+    One table's failure doesn't keep the others from it.
+    """
+    tables = [find_table(REPLICATED_TABLES, name) for name in dict.fromkeys(table or ())] or list(REPLICATED_TABLES)
+    engine = _engine(load_settings())
+    # Asked once, before any table: of ten refused logins the database locks the user out.
+    status = engine.source_status()
+    if status.state != "unreachable":
+        # One that does not answer is tried again with the first table, for longer.
+        status.require()
+    reports, errors = [], []
+    for each in tables:
+        try:
+            with _progress_of(each.source) as listener:
+                reports.append(engine.replicate(each, ReplicateRequest(full=full, sweep=sweep), listener))
+        except TelematicsError as error:
+            _complain(error, each.source)
+            errors.append(error)
+            lost = isinstance(error, SupabaseError | SupabaseUnavailableError) and each is not tables[-1]
+            if lost and engine.source_status().state != "ready":
+                _note(f"the tables behind {each.source} were not tried.")
+                break
+    for report in reports:
+        _tell_of(report)
+    _show([_replicated(report) for report in reports], as_json, "Replicated")
     if errors:
         raise typer.Exit(max(map(exit_code, errors)) if all(e.transient for e in errors) else EXIT_FAILED)
 
@@ -547,15 +618,105 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+supabase_app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Look at the Supabase database (SUPABASE_DB_URL), and prepare it.",
+)
+app.add_typer(supabase_app, name="supabase")
+
+
+@supabase_app.command(
+    epilog="Examples:\n\n  telematics supabase discover > my_tables.py\n\n  telematics supabase discover --json"
+)
+def discover(as_json: Json = False) -> None:
+    """Print declarations for the tables that the database has; what can't be replicated, with the reason.
+
+    Where the shipped declarations and the database have drifted apart, that is said on stderr.
+    """
+    from telematics_assets.microbatch.discover import declarations, drift, suggest
+
+    found = _found_tables(load_settings())
+    suggestions = suggest(found)
+    known = {table.source for table in REPLICATED_TABLES}
+    if as_json:
+        _print_json([{**asdict(each), "declared": each.source in known} for each in suggestions])
+    else:
+        typer.echo(declarations(suggestions))
+    there = {table.source for table in found}
+    for each in drift(REPLICATED_TABLES, found):
+        if each.kind != "undeclared" and (each.kind != "missing" or known & there):
+            _note(f"{each.source}: {each.message}")
+
+
+@supabase_app.command(
+    "sql",
+    epilog="Examples:\n\n"
+    "  telematics supabase sql                          for all declared tables\n\n"
+    "  telematics supabase sql public.orders | psql …   for a table of yours\n\n"
+    "  telematics supabase sql --undo                   what takes it all back",
+)
+def supabase_sql(
+    table: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TABLE", help="Tables, declared or not; all declared ones if none is given.", show_default=False
+        ),
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Print what takes it back.")] = False,
+    role: Annotated[
+        str | None, typer.Option(help="The role that reads; telematics_reader if not given.", show_default=False)
+    ] = None,
+    bigint: Annotated[bool, typer.Option("--bigint", help="New position columns are bigint, not xid8.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the SQL that mode row_xid needs: columns, triggers, indexes, tombstones, and a role that only reads.
+
+    Nothing is changed: run it as the owner of the tables, in Supabase's SQL editor or with psql. It may be run again.
+    """
+    from telematics_assets.microbatch.discover import table_setup
+    from telematics_assets.microbatch.sql import READER, setup_sql, undo_sql
+
+    if undo and bigint:
+        raise OptionError("--bigint is for new columns; with --undo there are none.")
+    found = _found_tables(load_settings())
+    there = {each.source for each in found}
+    declared = [_declared_or_new(name) for name in dict.fromkeys(table or ())] or [
+        each for each in REPLICATED_TABLES if not undo or each.source in there
+    ]
+    setups = [table_setup(each, found) for each in declared]
+    reader = role or READER
+    text = (
+        undo_sql(setups, role=reader, everything=not table) if undo else setup_sql(setups, role=reader, bigint=bigint)
+    )
+    if as_json:
+        _print_json({"tables": [each.source for each in declared], "role": reader, "sql": text})
+    else:
+        typer.echo(text, nl=False)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def beside(context: typer.Context) -> None:
+    """Run a command while the demo's database runs; if another database is configured, just the command."""
+    from telematics_assets.demo.local_supabase import run_beside
+
+    code, note = run_beside(context.args, load_settings())
+    if note:
+        _note(note)
+    raise typer.Exit(code)
+
+
 @app.command(hidden=True)
 def home() -> None:
     """Prepare Dagster's folder and print its path."""
     from telematics_assets.assets.files import pool_name
+    from telematics_assets.assets.supabase import POOL
     from telematics_assets.dagster_home import prepare_dagster_home
 
     settings = load_settings()
     folder = settings.dagster_home or settings.default_dagster_home
-    typer.echo(str(prepare_dagster_home(folder, [pool_name(stream) for stream in FILE_STREAMS])))
+    typer.echo(str(prepare_dagster_home(folder, [*(pool_name(stream) for stream in FILE_STREAMS), POOL])))
 
 
 def main() -> None:
@@ -617,6 +778,41 @@ def _engine(settings: Settings) -> Engine:
     return open_engine(settings)
 
 
+def _found_tables(settings: Settings) -> Sequence[FoundTable]:
+    supabase = settings.require_supabase()
+    if importlib.util.find_spec("adbc_driver_postgresql") is None:
+        raise MissingExtraError("Supabase", "supabase")
+    from telematics_assets.microbatch.discover import find_tables
+    from telematics_assets.microbatch.session import transaction
+
+    with transaction(supabase) as session:
+        return find_tables(session)
+
+
+def _declared_or_new(name: str) -> ReplicatedTable:
+    """The declared table of that name; a table of the user's own, which the SQL is for before it is declared."""
+    try:
+        return find_table(REPLICATED_TABLES, name)
+    except UnknownNameError:
+        if "." not in name:
+            raise
+        return ReplicatedTable(name)
+
+
+def _stream_or_table(name: str) -> FileStream | ReplicatedTable:
+    with suppress(UnknownNameError):
+        return find_table(REPLICATED_TABLES, name)
+    return find_stream(FILE_STREAMS, name)
+
+
+def _is_there(engine: Engine, table: ReplicatedTable) -> bool:
+    try:
+        return engine.state(engine.names.bronze(table.target)) is not None
+    except TelematicsError:
+        # Its own maintenance says what is wrong with it.
+        return True
+
+
 def _loaded(report: IngestReport) -> dict[str, Any]:
     return {
         "stream": report.stream,
@@ -629,6 +825,34 @@ def _loaded(report: IngestReport) -> dict[str, Any]:
         "rows_corrupt": report.rows_corrupt,
         "table_version": report.table_version,
     }
+
+
+def _replicated(report: ReplicateReport) -> dict[str, Any]:
+    return {
+        "table": report.table,
+        "mode": report.mode,
+        "inserted": report.inserted,
+        "updated": report.updated,
+        "deleted": report.deleted,
+        "position": report.position,
+        "table_version": report.table_version,
+    }
+
+
+def _tell_of(report: ReplicateReport) -> None:
+    if report.snapshot is not None:
+        _note(f"{report.source}: took a whole snapshot ({report.snapshot}).")
+    for note in report.notes:
+        _note(f"{report.source}: {note}")
+    for anomaly in report.anomalies:
+        _note(
+            f"{report.source}: {anomaly.rows} values of {anomaly.column} can't be shown as they are ({anomaly.kind})."
+        )
+    if report.blocker is not None:
+        blocker = report.blocker
+        _note(f"{report.source}: {blocker.kind} {blocker.who} holds the cut back for {blocker.age_seconds:.0f} s.")
+    if report.yielded:
+        _note(f"{report.source}: another process was replicating it; nothing was doubled.")
 
 
 def _settings_findings(settings: Settings) -> Iterator[Finding]:

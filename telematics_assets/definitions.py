@@ -1,6 +1,7 @@
 """The code location: everything that Dagster loads, put together.
 
-Belongs here: the one place where an engine is chosen, and the factory that makes all definitions of a file stream.
+Belongs here: the one place where an engine is chosen, and the factories that make all definitions of a file stream and
+of replicated tables.
 Does not belong here: anything that assets, checks, sensors and resources do.
 
 Loading connects to nothing. A stream of your own is a few lines in a module that Dagster loads instead of this one:
@@ -13,6 +14,12 @@ Loading connects to nothing. A stream of your own is a few lines in a module tha
         contract=TableContract("One row per trip.", (Column("trip_id", "STRING", "Number of the trip."),)),
     )
     defs = build_definitions(streams=(*FILE_STREAMS, trips))
+
+So is a table of your own database:
+
+    from telematics_assets.catalog import REPLICATED_TABLES, ReplicatedTable
+
+    defs = build_definitions(tables=(*REPLICATED_TABLES, ReplicatedTable("public.invoices")))
 
 https://docs.dagster.io/guides/build/projects
 """
@@ -27,25 +34,28 @@ import dagster as dg
 from telematics_assets.asset_checks import file_stream_checks
 from telematics_assets.assets.files import RETRY_POLICY, bronze_asset
 from telematics_assets.assets.landing import landing_asset
+from telematics_assets.assets.supabase import DATABASE_KEY, replica_assets, source_specs
 from telematics_assets.automation import landing_sensor, load_job
-from telematics_assets.catalog import FILE_STREAMS, FileStream, Names
+from telematics_assets.catalog import FILE_STREAMS, REPLICATED_TABLES, FileStream, Names, ReplicatedTable
 from telematics_assets.engines.base import Engine
 from telematics_assets.maintenance import maintenance_job, maintenance_schedule
 from telematics_assets.microbatch.connection import Supabase
+from telematics_assets.replica_checks import database_check
+from telematics_assets.replication import replication_job, replication_schedule, replication_sensor
 from telematics_assets.resources import EmbeddedEngineResource, EmbeddedLandingResource, SupabaseResource
 from telematics_assets.settings import EngineName, Settings, load_settings
 from telematics_assets.volumes.base import Volume
 
 
-def _embedded(settings: Settings) -> dict[str, Any]:
+def _embedded(settings: Settings, supabase: Supabase | None) -> dict[str, Any]:
     return {
-        "engine": EmbeddedEngineResource.from_settings(settings),
-        "landing": EmbeddedLandingResource.from_settings(settings),
-        "supabase": SupabaseResource.from_settings(settings),
+        "engine": EmbeddedEngineResource.from_settings(settings, supabase),
+        "landing": EmbeddedLandingResource.from_settings(settings, supabase),
+        "supabase": supabase or SupabaseResource.from_settings(settings),
     }
 
 
-_RESOURCES: Mapping[EngineName, Callable[[Settings], dict[str, Any]]] = {"embedded": _embedded}
+_RESOURCES: Mapping[EngineName, Callable[[Settings, Supabase | None], dict[str, Any]]] = {"embedded": _embedded}
 
 
 def file_stream_definitions(
@@ -73,6 +83,34 @@ def file_stream_definitions(
     )
 
 
+def replicated_table_definitions(
+    tables: Sequence[ReplicatedTable],
+    settings: Settings,
+    names: Names | None = None,
+    retry_policy: dg.RetryPolicy | None = RETRY_POLICY,
+) -> dg.Definitions:
+    """All definitions of the replicated tables: the database's assets, bronze assets, checks, job, schedule and sensor.
+
+    They need a resource behind the key `engine`; `build_definitions` adds it. One set of tables has one database.
+
+    Args:
+        tables: The replicated tables; none make no definitions.
+        settings: Intervals, limits and names.
+        names: Catalog, schemas and Volume; those of `settings` if None.
+        retry_policy: For transient errors inside a run.
+    """
+    if not tables:
+        return dg.Definitions()
+    limit = settings.max_run_seconds
+    return dg.Definitions(
+        assets=[*source_specs(tables), replica_assets(tables, names or settings.names, retry_policy)],
+        asset_checks=[database_check(tables, DATABASE_KEY, retry_policy)],
+        jobs=[replication_job(tables)],
+        schedules=[replication_schedule(tables, settings.replicate_minutes, limit)],
+        sensors=[replication_sensor(tables, settings.sensor_seconds, limit)],
+    )
+
+
 def build_definitions(
     streams: Sequence[FileStream] = FILE_STREAMS,
     settings: Settings | None = None,
@@ -81,6 +119,7 @@ def build_definitions(
     supabase: Supabase | None = None,
     executor: dg.ExecutorDefinition = dg.in_process_executor,
     retry_policy: dg.RetryPolicy | None = RETRY_POLICY,
+    tables: Sequence[ReplicatedTable] = REPLICATED_TABLES,
 ) -> dg.Definitions:
     """Put a code location together.
 
@@ -92,22 +131,22 @@ def build_definitions(
         supabase: The database to replicate instead of the one that the settings name.
         executor: How a run executes its steps. One process is quickest for an asset and its checks.
         retry_policy: For transient errors inside a run; None in tests that shall not wait.
+        tables: The replicated tables to define.
 
     Raises:
         SettingsError: If the environment holds a value that is not accepted.
     """
     settings = settings or load_settings()
-    resources = _RESOURCES[settings.engine](settings)
+    resources = _RESOURCES[settings.engine](settings, supabase)
     if engine is not None:
         resources["engine"] = engine
     if landing is not None:
         resources["landing"] = landing
-    if supabase is not None:
-        resources["supabase"] = supabase
     names = None if engine is None else engine.names
-    maintenance = maintenance_job(streams, retry_policy)
+    maintenance = maintenance_job([*streams, *tables], retry_policy)
     return dg.Definitions.merge(
         *(file_stream_definitions(stream, settings, names, retry_policy) for stream in streams),
+        replicated_table_definitions(tables, settings, names, retry_policy),
         dg.Definitions(
             jobs=[maintenance],
             schedules=[maintenance_schedule(maintenance)],

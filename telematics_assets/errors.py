@@ -169,3 +169,7 @@ class SupabaseUnavailableError(TransientError):
 
 class ReplicationError(PermanentError):
     """Raised when a table can't be replicated as it is declared; the message says what to change."""
+
+
+class ReplicaLagsError(TransientError):
+    """Raised when the database is behind what was read of it before: a standby that has not caught up yet."""

@@ -12,7 +12,7 @@ import dagster as dg
 
 from telematics_assets.assets.boundary import failures_for_dagster
 from telematics_assets.assets.files import RETRY_POLICY, ProgressLog
-from telematics_assets.catalog import FileStream
+from telematics_assets.catalog import FileStream, ReplicatedTable
 from telematics_assets.engines.base import Engine
 from telematics_assets.metadata import maintenance_metadata
 
@@ -23,12 +23,13 @@ CRON = "30 2 * * *"
 
 
 def maintenance_job(
-    streams: Sequence[FileStream], retry_policy: dg.RetryPolicy | None = RETRY_POLICY
+    streams: Sequence[FileStream | ReplicatedTable], retry_policy: dg.RetryPolicy | None = RETRY_POLICY
 ) -> dg.JobDefinition:
     """The job that keeps the tables, checkpoints and landing folders of all streams small.
 
     Args:
-        streams: The file streams; each becomes an op, and one that fails doesn't keep the others from it.
+        streams: The file streams and the replicated tables; each becomes an op, and one that fails doesn't keep the
+            others from it.
         retry_policy: For transient errors inside the run.
     """
     ops = [_maintain_op(stream, retry_policy) for stream in streams]
@@ -56,10 +57,13 @@ def maintenance_schedule(job: dg.JobDefinition) -> dg.ScheduleDefinition:
     )
 
 
-def _maintain_op(stream: FileStream, retry_policy: dg.RetryPolicy | None) -> dg.OpDefinition:
+def _maintain_op(stream: FileStream | ReplicatedTable, retry_policy: dg.RetryPolicy | None) -> dg.OpDefinition:
+    name, table = (stream.name, stream.table) if isinstance(stream, FileStream) else (stream.target, stream.target)
+
     @dg.op(
-        name=f"maintain_{stream.name}",
-        description=f"Maintains {stream.table} and what belongs to it. Loads may run meanwhile.",
+        # A bronze table may have a name that an op can't have.
+        name=f"maintain_{dg.AssetKey(name).to_python_identifier()}",
+        description=f"Maintains {table} and what belongs to it. Loads may run meanwhile.",
         out=dg.Out(dg.Nothing),
         retry_policy=retry_policy,
     )

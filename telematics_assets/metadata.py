@@ -22,8 +22,17 @@ from telematics_assets.errors import MissingExtraError, TelematicsError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from telematics_assets.catalog import FileStream
-    from telematics_assets.engines.base import Engine, IngestReport, MaintenanceReport, PendingFiles, TableState
+    from telematics_assets.catalog import FileStream, ReplicatedTable, TableContract
+    from telematics_assets.engines.base import (
+        Anomaly,
+        Engine,
+        IngestReport,
+        MaintenanceReport,
+        PendingFiles,
+        ReplicateReport,
+        SchemaChange,
+        TableState,
+    )
 
 #: Keys that `asset_checks.py` reads again from a materialization.
 FIRST_BATCH, LAST_BATCH, ROWS, ROWS_RESCUED, ROWS_CORRUPT = (
@@ -33,6 +42,9 @@ FIRST_BATCH, LAST_BATCH, ROWS, ROWS_RESCUED, ROWS_CORRUPT = (
     "rows_rescued",
     "rows_corrupt",
 )
+
+#: Keys that `replica_checks.py` reads again from a materialization.
+LAG_SECONDS, BLOCKER, BLOCKER_SECONDS, ANOMALIES = ("lag_seconds", "blocker", "blocker_seconds", "anomalies")
 
 _PREVIEW_ROWS = 5
 _VALUE_CHARACTERS = 40
@@ -44,12 +56,12 @@ _PICTURED = {"longitude": (-180.0, 180.0), "latitude": (-90.0, 90.0), "speed_kmh
 _NUMBERS = {"STRING", "DOUBLE", "FLOAT", "DECIMAL", "BIGINT", "INT", "SMALLINT", "TINYINT"}
 
 
-def contract_schema(stream: FileStream) -> dg.TableSchema:
-    """The columns that a stream's contract promises."""
+def contract_schema(contract: TableContract) -> dg.TableSchema:
+    """The columns that a contract promises."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(name=column.name, type=column.type.lower(), description=column.comment)
-            for column in stream.contract.columns
+            for column in contract.columns
         ]
     )
 
@@ -118,17 +130,7 @@ def load_metadata(engine: Engine, stream: FileStream, report: IngestReport) -> d
         metadata["skipped_files"] = listing(
             [{"path": file.path, "state": file.state, "reason": file.reason} for file in skipped]
         )
-    changes = [change for batch in report.batches for change in batch.schema_changes]
-    added = [change for change in changes if change.previous is None]
-    if added:
-        metadata["columns_added"] = listing([{"column": change.column, "type": change.type} for change in added])
-    widened = [
-        {"column": change.column, "from": change.previous, "to": change.type}
-        for change in changes
-        if change.previous is not None
-    ]
-    if widened:
-        metadata["columns_widened"] = listing(widened)
+    metadata |= _schema_changes([change for batch in report.batches for change in batch.schema_changes])
     table = engine.names.bronze(stream.table)
     if report.table_version is not None:
         metadata["delta_version"] = report.table_version
@@ -150,6 +152,77 @@ def load_metadata(engine: Engine, stream: FileStream, report: IngestReport) -> d
         # The rows are committed: a load must not fail, and be tried again, for what it can't show.
         metadata["not_shown"] = str(error)
     return metadata
+
+
+def _schema_changes(changes: Sequence[SchemaChange]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    added = [change for change in changes if change.previous is None]
+    if added:
+        metadata["columns_added"] = listing([{"column": change.column, "type": change.type} for change in added])
+    widened = [
+        {"column": change.column, "from": change.previous, "to": change.type}
+        for change in changes
+        if change.previous is not None
+    ]
+    if widened:
+        metadata["columns_widened"] = listing(widened)
+    return metadata
+
+
+def replication_metadata(engine: Engine, table: ReplicatedTable, report: ReplicateReport) -> dict[str, Any]:
+    """What a materialization of a replicated table says.
+
+    Args:
+        engine: Asked for the table's state and for a few of its rows.
+        table: The table.
+        report: What its replication did.
+    """
+    metadata: dict[str, Any] = {
+        "dagster/row_count": report.table_rows,
+        "source": report.source,
+        "mode": report.mode,
+        "inserted": report.inserted,
+        "updated": report.updated,
+        "deleted": report.deleted,
+        "batches": report.batches,
+        "swept": report.swept,
+        "seconds": round(report.seconds, 3),
+    }
+    if report.position is not None:
+        metadata["position"] = report.position
+    if report.lag_seconds is not None:
+        metadata[LAG_SECONDS] = round(report.lag_seconds, 3)
+    if report.snapshot is not None:
+        metadata["snapshot"] = report.snapshot
+    if report.table_version is not None:
+        metadata["delta_version"] = report.table_version
+    if report.yielded:
+        metadata["yielded"] = "Another process was replicating this table; nothing was doubled."
+    if report.notes:
+        metadata["notes"] = "\n".join(report.notes)
+    metadata |= _schema_changes(report.schema_changes)
+    if report.anomalies:
+        metadata[ANOMALIES] = listing(anomaly_lines(report.anomalies))
+    if report.blocker is not None:
+        metadata[BLOCKER] = f"{report.blocker.kind} {report.blocker.who}"
+        metadata[BLOCKER_SECONDS] = round(report.blocker.age_seconds, 3)
+    name = engine.names.bronze(table.target)
+    try:
+        state = engine.state(name)
+        if state is None:
+            return metadata
+        metadata["dagster/uri"] = state.uri
+        metadata["dagster/column_schema"] = table_schema(state)
+        metadata["preview"] = dg.MetadataValue.md(preview(engine.read(name, limit=_PREVIEW_ROWS)))
+    except TelematicsError as error:
+        # The rows are committed: a replication must not fail, and be tried again, for what it can't show.
+        metadata["not_shown"] = str(error)
+    return metadata
+
+
+def anomaly_lines(anomalies: Sequence[Anomaly]) -> list[dict[str, str | int]]:
+    """Anomalies as the lines of a listing."""
+    return [{"column": a.column, "kind": a.kind, "rows": a.rows, "example": a.example or ""} for a in anomalies]
 
 
 def maintenance_metadata(report: MaintenanceReport) -> dict[str, Any]:

@@ -9,9 +9,8 @@ keys.
 https://docs.dagster.io/guides/build/external-resources
 """
 
-from __future__ import annotations
-
 import threading
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,9 @@ from pydantic import Field
 
 from telematics_assets.catalog import Names
 from telematics_assets.engines.base import Engine
+from telematics_assets.errors import SettingsError
 from telematics_assets.microbatch.connection import PARTS, Supabase, resolve
+from telematics_assets.microbatch.local import CONNECTION_FILE, read_connection
 from telematics_assets.settings import Settings, parse_home
 from telematics_assets.volumes.base import Volume
 
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 _OPENING = threading.Lock()
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What an engine needs to replicate: the database, or what is wrong with its settings, and the key of hashes."""
+
+    supabase: Supabase | None
+    problem: str | None = None
+    hash_key: str | None = field(default=None, repr=False)
+
+
 class _Embedded(dg.ConfigurableResource[Any]):
     home: str = Field(description="Absolute folder, or object store URL, that mirrors Unity Catalog.")
     catalog: str = Field(description="Unity Catalog catalog.")
@@ -41,11 +51,18 @@ class _Embedded(dg.ConfigurableResource[Any]):
     volume: str = Field(description="Name of the landing Volume.")
     settle_seconds: float = Field(description="A file younger than this waits for two equal listings.")
     incomplete_seconds: float = Field(description="How long a file without its end may still be growing.")
+    source: dg.ResourceDependency[_Source]
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """The resource of a deployment's settings."""
+    def from_settings(cls, settings: Settings, supabase: Supabase | None = None) -> "Self":
+        """The resource of a deployment's settings.
+
+        Args:
+            settings: The deployment.
+            supabase: The database to replicate instead of the one that the settings name.
+        """
         return cls(
+            source=_Source(supabase, None, settings.hash_key) if supabase else _SourceResource.from_settings(settings),
             home=str(settings.home),
             catalog=settings.names.catalog,
             landing_schema=settings.names.landing_schema,
@@ -55,10 +72,10 @@ class _Embedded(dg.ConfigurableResource[Any]):
             incomplete_seconds=settings.incomplete_seconds,
         )
 
-    def _engine(self) -> EmbeddedEngine:
+    def _engine(self) -> "EmbeddedEngine":
         names = Names(self.catalog, self.landing_schema, self.bronze_schema, self.volume)
         with _OPENING:
-            return _open(parse_home(self.home), names, self.settle_seconds, self.incomplete_seconds)
+            return _open(parse_home(self.home), names, self.settle_seconds, self.incomplete_seconds, self.source)
 
 
 class EmbeddedEngineResource(_Embedded):
@@ -88,11 +105,14 @@ class SupabaseResource(dg.ConfigurableResource[Any]):
     database: str = Field(default="", description="Database.")
     sslmode: str = Field(default="", description="verify-full, verify-ca or require; disable on loopback.")
     ca: str = Field(default="", description="File with the CA's certificate.")
+    hash_key: str = Field(default="", repr=False, description="Secret key of hashed columns.")
+    demo: str = Field(default="", description="Where nothing else is given: the file by which the demo's is found.")
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings) -> "Self":
         """The resource of a deployment's settings; Dagster looks the values up when a run needs them."""
-        return cls(**{part: dg.EnvVar(variable) for part, variable in settings.supabase_parts.items()})
+        parts = {part: dg.EnvVar(variable) for part, variable in settings.supabase_parts.items()}
+        return cls(**parts, demo=str(settings.local_supabase / CONNECTION_FILE))
 
     def create_resource(self, context: dg.InitResourceContext) -> Supabase | None:
         """The connection's description, or None if nothing is configured; nothing connects here.
@@ -100,14 +120,42 @@ class SupabaseResource(dg.ConfigurableResource[Any]):
         Raises:
             SettingsError: If the parts describe no connection.
         """
-        return resolve({part: getattr(self, part) for part in PARTS})
+        supabase = resolve({part: getattr(self, part) for part in PARTS})
+        if supabase is None and (local := read_connection(Path(self.demo))):
+            return local.supabase
+        return supabase
+
+
+class _SourceResource(SupabaseResource):
+    def create_resource(self, context: dg.InitResourceContext) -> Any:
+        """A `_Source`."""
+        try:
+            supabase = super().create_resource(context)
+        except SettingsError as error:
+            # Files are loaded all the same.
+            return _Source(None, str(error))
+        hash_key = self.hash_key.strip()
+        local = None if hash_key else read_connection(Path(self.demo))
+        if local is not None and local.supabase == supabase:
+            hash_key = local.hash_key
+        return _Source(supabase, None, hash_key or None)
 
 
 @lru_cache(maxsize=4)
-def _open(home: Path | str, names: Names, settle_seconds: float, incomplete_seconds: float) -> EmbeddedEngine:
+def _open(
+    home: Path | str, names: Names, settle_seconds: float, incomplete_seconds: float, source: _Source
+) -> "EmbeddedEngine":
     # Readers and writers are heavy: loading definitions must not import them.
     from telematics_assets.engines.embedded import open_engine
 
     return open_engine(
-        Settings(home=home, names=names, settle_seconds=settle_seconds, incomplete_seconds=incomplete_seconds)
+        Settings(
+            home=home,
+            names=names,
+            settle_seconds=settle_seconds,
+            incomplete_seconds=incomplete_seconds,
+            supabase=source.supabase,
+            supabase_problem=source.problem,
+            hash_key=source.hash_key,
+        )
     )

@@ -12,21 +12,27 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from telematics_assets.catalog import Names
 from telematics_assets.errors import SettingsError, TelematicsError
 from telematics_assets.microbatch.connection import NOT_CONFIGURED, PARTS, Supabase, resolve
+from telematics_assets.microbatch.local import CONNECTION_FILE, read_connection
 from telematics_assets.volumes.base import refuse_dbfs
 
 EngineName = Literal["embedded"]
+
+#: Intervals that a cron line can hold.
+_MINUTES = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)
 
 _SCHEMES = ("abfss", "az", "s3", "gs")
 _URL = re.compile(rf"(?:{'|'.join(_SCHEMES)})://[\w.-]+(?:@[\w.-]+)?(?:/[\w.=+-]+)*", re.ASCII)
 _SECRET = re.compile(r"(?<=://)[^/@]*:[^/@]*(?=@)|\?.*")
 _ENCODED = re.compile("%[0-9A-Fa-f]{2}")
+
+_HASH_KEY = "SUPABASE_HASH_KEY"
 
 #: Every variable with its default and what it does; `.env.example` and the README list the same.
 VARIABLES: Mapping[str, tuple[str, str]] = {
@@ -39,6 +45,7 @@ VARIABLES: Mapping[str, tuple[str, str]] = {
     "TELEMATICS_SETTLE_SECONDS": ("1", "A file younger than this waits for two equal listings, seconds."),
     "TELEMATICS_INCOMPLETE_SECONDS": ("300", "How long a file without its end may still be growing, seconds."),
     "TELEMATICS_SENSOR_SECONDS": ("5", "Interval of the landing sensors, seconds."),
+    "TELEMATICS_REPLICATE_MINUTES": ("5", "Interval of the schedule that replicates the Supabase tables, minutes."),
     "TELEMATICS_MAX_RUN_SECONDS": ("3600", "A run older than this no longer counts as in flight, seconds."),
     "SUPABASE_DB_URL": (
         "",
@@ -51,6 +58,7 @@ VARIABLES: Mapping[str, tuple[str, str]] = {
     "SUPABASE_DATABASE": ("", "Database; postgres if nothing says otherwise."),
     "SUPABASE_SSLMODE": ("", "verify-full if nothing says otherwise; verify-ca, require; disable on loopback only."),
     "SUPABASE_CA": ("", "File with the certificate of the project's CA, for verify-full."),
+    _HASH_KEY: ("", "Secret key of hashed columns, 16 random characters or more; the same for ever."),
 }
 
 
@@ -65,11 +73,14 @@ class Settings:
         settle_seconds: Settle time of young files, seconds.
         incomplete_seconds: Grace of files whose end is missing, seconds.
         sensor_seconds: Interval of the landing sensors, seconds.
+        replicate_minutes: Interval of the schedule of the replicated tables, minutes.
         max_run_seconds: Age at which a run no longer counts as in flight, seconds.
         dagster_home: `DAGSTER_HOME` as set, or None.
-        supabase: The database to replicate, or None if none is configured, or wrongly.
-        supabase_parts: Keys of the parts (`url`, `host` …) that the environment gives, by their variables.
+        supabase: The database to replicate, or None if none is configured, or wrongly. Where nothing is configured it
+            is the demo's, while that runs.
+        supabase_parts: Keys of the parts (`url`, `host` …, `hash_key`) that the environment gives, by their variables.
         supabase_problem: What is wrong with them, or None.
+        hash_key: The key of hashed columns, or None; never shown.
         unknown: Set variables that look like ours and are no setting, with the nearest known name or "".
     """
 
@@ -79,18 +90,28 @@ class Settings:
     settle_seconds: float = 1.0
     incomplete_seconds: float = 300.0
     sensor_seconds: int = 5
+    replicate_minutes: int = 5
     max_run_seconds: int = 3600
     dagster_home: Path | None = None
     supabase: Supabase | None = None
     supabase_parts: Mapping[str, str] = field(default_factory=dict)
     supabase_problem: str | None = None
+    hash_key: str | None = field(default=None, repr=False)
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def default_dagster_home(self) -> Path:
         """Where Dagster's own state lives unless `DAGSTER_HOME` says otherwise; always a local disk."""
-        home = self.home if isinstance(self.home, Path) else Path(VARIABLES["TELEMATICS_HOME"][0]).absolute()
-        return home / "dagster"
+        return self._local_home / "dagster"
+
+    @property
+    def local_supabase(self) -> Path:
+        """Where the demo's database lives; always a local disk."""
+        return self._local_home / "supabase"
+
+    @property
+    def _local_home(self) -> Path:
+        return self.home if isinstance(self.home, Path) else Path(VARIABLES["TELEMATICS_HOME"][0]).absolute()
 
     def require_supabase(self) -> Supabase:
         """The database to replicate.
@@ -155,6 +176,15 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise SettingsError(f"{name}={text(name)!r} is not accepted. Give a number of seconds from {minimum:g}.")
         return value
 
+    def minutes(name: str) -> int:
+        given = text(name)
+        if given not in map(str, _MINUTES):
+            raise SettingsError(
+                f"{name}={given!r} is not accepted. Use one of these, which divide an hour or a day evenly: "
+                f"{', '.join(map(str, _MINUTES))}."
+            )
+        return int(given)
+
     home = parse_home(text("TELEMATICS_HOME"))
     engine = text("TELEMATICS_ENGINE")
     if engine not in get_args(EngineName):
@@ -186,20 +216,29 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         supabase = resolve({part: env.get(variable, "") for part, variable in PARTS.items()})
     except SettingsError as error:
         problem = str(error)
-    return Settings(
+    settings = Settings(
         home=home,
         engine=cast(EngineName, engine),
         names=names,
         settle_seconds=number("TELEMATICS_SETTLE_SECONDS", 0),
         incomplete_seconds=number("TELEMATICS_INCOMPLETE_SECONDS", 0),
         sensor_seconds=max(1, round(number("TELEMATICS_SENSOR_SECONDS", 1))),
+        replicate_minutes=minutes("TELEMATICS_REPLICATE_MINUTES"),
         max_run_seconds=max(1, round(number("TELEMATICS_MAX_RUN_SECONDS", 1))),
         dagster_home=Path(dagster_home) if dagster_home else None,
         supabase=supabase,
-        supabase_parts={part: variable for part, variable in PARTS.items() if env.get(variable, "").strip()},
+        supabase_parts={
+            part: variable
+            for part, variable in {**PARTS, "hash_key": _HASH_KEY}.items()
+            if env.get(variable, "").strip()
+        },
         supabase_problem=problem,
+        hash_key=env.get(_HASH_KEY, "").strip() or None,
         unknown=_unknown(env),
     )
+    if supabase is None and problem is None and (local := read_connection(settings.local_supabase / CONNECTION_FILE)):
+        return replace(settings, supabase=local.supabase, hash_key=settings.hash_key or local.hash_key)
+    return settings
 
 
 def _unknown(env: Mapping[str, str]) -> dict[str, str]:

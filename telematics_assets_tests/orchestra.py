@@ -11,10 +11,22 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from telematics_assets.catalog import FILE_STREAMS
+from telematics_assets.catalog import FILE_STREAMS, Column, ReplicatedTable, TableContract
 from telematics_assets.definitions import build_definitions
+from telematics_assets.engines.base import Engine
 from telematics_assets.settings import Settings
-from telematics_assets.testing import MemoryEngine, json_bytes, parquet_bytes
+from telematics_assets.testing import MemoryEngine, MemorySource, json_bytes, parquet_bytes
+
+POLICIES = ReplicatedTable(
+    "public.policies",
+    contract=TableContract(
+        "One row per policy.",
+        (Column("id", "BIGINT", "Number of the policy."), Column("holder", "STRING", "Who holds it.")),
+        owners=("team:insurance",),
+        tags={"layer": "bronze"},
+    ),
+)
+CLAIMS = ReplicatedTable("public.claims", contract=TableContract("One row per claim.", owners=("team:insurance",)))
 
 _ARROW = {
     "STRING": pa.string(),
@@ -88,3 +100,51 @@ def materialization(result: dg.ExecuteInProcessResult, stream: str = "telematics
     """The one materialization of a stream's bronze table in a run."""
     (event,) = result.asset_materializations_for_node(f"bronze__{stream}")
     return event
+
+
+def insurer(policies: int = 3, claims: int = 2) -> MemoryEngine:
+    """An engine in memory with a database of two tables."""
+    source = MemorySource()
+    source.put("public.policies", {"id": list(range(policies)), "holder": [f"holder-{n}" for n in range(policies)]})
+    source.put("public.claims", {"id": list(range(claims)), "amount": [n / 2 for n in range(claims)]})
+    return MemoryEngine(source=source)
+
+
+def replicas_of(engine: Engine, *tables: ReplicatedTable, retries: int = 1) -> dg.Definitions:
+    """A code location of replicated tables alone, without waiting between retries."""
+    return build_definitions(
+        (),
+        Settings(),
+        engine,
+        MemoryEngine().volume,
+        retry_policy=dg.RetryPolicy(max_retries=retries, delay=0),
+        tables=tables or (POLICIES, CLAIMS),
+    )
+
+
+def replicate(
+    engine: Engine,
+    instance: dg.DagsterInstance,
+    *tables: ReplicatedTable,
+    only: list[dg.AssetKey] | None = None,
+    tags: dict[str, str] | None = None,
+    **config: Any,
+) -> dg.ExecuteInProcessResult:
+    """Run the job of the replicated tables, or of some of them, with run config if there is any."""
+    return (
+        replicas_of(engine, *tables)
+        .resolve_job_def("replicate")
+        .execute_in_process(
+            run_config={"ops": {"replicate_supabase": {"config": config}}} if config else {},
+            instance=instance,
+            asset_selection=only,
+            tags=tags,
+            raise_on_error=False,
+        )
+    )
+
+
+def replicated(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
+    """What a run materialized, by bronze table; the last one of each."""
+    events = result.asset_materializations_for_node("replicate_supabase")
+    return {event.asset_key.path[-1]: event for event in events}

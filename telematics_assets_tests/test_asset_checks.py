@@ -204,7 +204,7 @@ def test_a_check_that_cannot_answer_fails_the_run_but_not_the_other_checks(insta
 
 def test_a_stream_without_limits_has_no_plausibility_check() -> None:
     stream = FileStream("trips", "json", "trips", "trips", TableContract("One row per trip."))
-    definitions = build_definitions([stream], Settings())
+    definitions = build_definitions([stream], Settings(), tables=())
     keys = definitions.resolve_asset_graph().asset_check_keys
     assert "plausible_values" not in {key.name for key in keys}
     assert len(keys) == 6

@@ -15,18 +15,12 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from telematics_assets.assets.boundary import PERMANENT_FAILURE_TAG
 from telematics_assets.assets.files import LIST_WHOLE_TAG, PROCESS_TAG
-from telematics_assets.automation import (
-    ATTEMPT_TAG,
-    FINGERPRINT_TAG,
-    LAUNCH_SECONDS,
-    MAX_RUNTIME_TAG,
-    STREAM_TAG,
-    landing_sensor,
-)
+from telematics_assets.automation import STREAM_TAG, landing_sensor
 from telematics_assets.catalog import TELEMATICS, FileStream
 from telematics_assets.engines.base import IngestReport, IngestRequest, PendingFiles, ProgressListener
 from telematics_assets.errors import CheckpointCorruptError, SchemaError, TelematicsError, VolumeUnavailableError
 from telematics_assets.processes import process_identity
+from telematics_assets.runs import ATTEMPT_TAG, FINGERPRINT_TAG, LAUNCH_SECONDS, MAX_RUNTIME_TAG
 from telematics_assets.testing import MemoryEngine
 from telematics_assets_tests.orchestra import definitions_of, load, parquet_points
 

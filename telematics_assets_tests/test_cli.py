@@ -108,6 +108,7 @@ def test_help_is_quick_because_it_imports_neither_dagster_nor_a_data_library() -
         "backfill",
         "retry",
         "files",
+        "replicate",
         "maintain",
         "tables",
         "show",

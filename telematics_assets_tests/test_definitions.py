@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from telematics_assets.catalog import FILE_STREAMS, Column, FileStream, Names, TableContract
+from telematics_assets.catalog import FILE_STREAMS, Column, FileStream, Names, ReplicatedTable, TableContract
 from telematics_assets.definitions import build_definitions
 from telematics_assets.settings import Settings
 from telematics_assets.testing import MemoryEngine, json_bytes
@@ -62,10 +62,18 @@ def described(definitions: dg.Definitions) -> str:
             "default": sensor.default_status.value,
         }
         for sensor in repository.sensor_defs
-        if sensor.name in {f"{stream.name}_files" for stream in FILE_STREAMS}
+        if sensor.name in {"supabase_changes", *(f"{stream.name}_files" for stream in FILE_STREAMS)}
+    }
+    schedules = {
+        schedule.name: {
+            "job": schedule.job_name,
+            "cron": schedule.cron_schedule,
+            "default": schedule.default_status.value,
+        }
+        for schedule in repository.schedule_defs
     }
     jobs = sorted(name for name in repository.job_names if not name.startswith("__"))
-    everything = {"assets": assets, "checks": checks, "sensors": sensors, "jobs": jobs}
+    everything = {"assets": assets, "checks": checks, "sensors": sensors, "schedules": schedules, "jobs": jobs}
     return json.dumps(everything, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -88,7 +96,7 @@ def test_every_asset_says_whose_it_is_and_what() -> None:
         assert spec.owners
         assert spec.kinds
         assert spec.description
-        assert spec.group_name in ("landing", "bronze")
+        assert spec.group_name in ("landing", "supabase", "bronze")
         assert spec.code_version
 
 
@@ -121,9 +129,9 @@ def test_a_setting_that_is_not_accepted_fails_the_load_with_its_name(
 
 def test_the_names_of_a_deployment_reach_the_metadata() -> None:
     settings = Settings(names=Names(catalog="lake", bronze_schema="raw"))
-    specs = build_definitions(settings=settings).resolve_all_asset_specs()
+    specs = build_definitions(settings=settings, tables=[ReplicatedTable("public.orders")]).resolve_all_asset_specs()
     tables = [spec.metadata["dagster/table_name"] for spec in specs if spec.group_name == "bronze"]
-    assert sorted(tables) == ["lake.raw.telematics", "lake.raw.telematics_test"]
+    assert sorted(tables) == ["lake.raw.supabase_orders", "lake.raw.telematics", "lake.raw.telematics_test"]
 
 
 def test_a_stream_of_ones_own_gets_everything_that_the_shipped_ones_have() -> None:

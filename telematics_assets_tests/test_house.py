@@ -24,6 +24,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from telematics_assets.assets.files import LoadConfig
+from telematics_assets.assets.supabase import ReplicateConfig
 from telematics_assets.catalog import FileStreamOptions, SchemaEvolutionMode
 from telematics_assets.cli import app
 from telematics_assets.engines.base import FILE_STATES
@@ -226,7 +227,8 @@ def test_the_pages_name_every_command_run_config_and_file_state() -> None:
         if not command.hidden
     ]
     assert [command for command in commands if not re.search(rf"(telematics|make) {command}\b", pages)] == []
-    assert [name for name in LoadConfig.model_fields if f"`{name}`" not in pages] == []
+    fields = [*LoadConfig.model_fields, *ReplicateConfig.model_fields]
+    assert [name for name in fields if f"`{name}`" not in pages] == []
     assert [state for state in FILE_STATES if f"| `{state}` |" not in pages] == []
 
 

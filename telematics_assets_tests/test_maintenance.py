@@ -14,6 +14,7 @@ from telematics_assets.errors import TableMovedError, VolumeUnavailableError
 from telematics_assets.metadata import load_metadata, maintenance_metadata
 from telematics_assets.settings import Settings
 from telematics_assets.testing import MemoryEngine, json_bytes
+from telematics_assets_tests.orchestra import POLICIES, insurer, replicas_of
 
 STREAM = TELEMATICS_TEST.with_options(
     clean_source="MOVE", clean_source_retention_duration="0 days", clean_source_move_destination="_archive"
@@ -22,7 +23,7 @@ STREAM = TELEMATICS_TEST.with_options(
 
 def defined(engine: MemoryEngine, *streams: FileStream) -> dg.Definitions:
     """The code location of some streams, over an engine in memory."""
-    return build_definitions(streams, Settings(), engine, engine.volume, retry_policy=None)
+    return build_definitions(streams, Settings(), engine, engine.volume, retry_policy=None, tables=())
 
 
 def maintained(engine: MemoryEngine, *streams: FileStream) -> dg.ExecuteInProcessResult:
@@ -102,3 +103,14 @@ def test_a_load_shows_what_clean_source_did_when_it_did_something(fails: bool) -
 def test_every_stream_has_its_op() -> None:
     job = defined(MemoryEngine(), *FILE_STREAMS).get_job_def("maintenance")
     assert {node.name for node in job.nodes} == {f"maintain_{stream.name}" for stream in FILE_STREAMS}
+
+
+def test_replicated_tables_have_theirs() -> None:
+    engine = insurer()
+    engine.replicate(POLICIES)
+    job = replicas_of(engine).get_job_def("maintenance")
+    result = job.execute_in_process(instance=dg.DagsterInstance.ephemeral())
+    seen = counts(result, "maintain_supabase_policies")
+    assert seen["dagster/table_name"] == "workspace.01_bronze.supabase_policies"
+    assert "notes" not in seen
+    assert counts(result, "maintain_supabase_claims")["notes"] == "there is no table yet"

@@ -114,7 +114,7 @@ def bronze_asset(
         freshness_policy=_freshness(stream),
         metadata={
             "dagster/table_name": str(names.bronze(stream.table)),
-            "dagster/column_schema": contract_schema(stream),
+            "dagster/column_schema": contract_schema(stream.contract),
         },
         pool=pool_name(stream),
         retry_policy=retry_policy,

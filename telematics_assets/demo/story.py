@@ -1,9 +1,11 @@
-"""The demo: three waves of files, found by the real sensors, loaded by the real jobs, on a real Dagster instance.
+"""The demo: three waves of files and three rounds of a business, brought into bronze as they are in earnest.
 
 Belongs here: the order of events, the part of the daemon in this one process, and what is said meanwhile.
-Does not belong here: the files (`fleet.py`), the sensors' decisions (`automation.py`), how anything is loaded.
+Does not belong here: the files (`fleet.py`), the database (`insurer.py`), the sensors' decisions (`automation.py`), how
+anything is loaded.
 
-Everything that happens is recorded in the instance at `DAGSTER_HOME`, so that the UI shows the demo's history.
+Files are found by the real sensors, the database is asked by the real schedule, and the real jobs do the work. All of
+it is recorded in the instance at `DAGSTER_HOME`, so that the UI shows the demo's history.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster import DagsterEventType
@@ -28,14 +31,16 @@ from rich.table import Table
 from rich.text import Text
 
 from telematics_assets.assets.files import pool_name
-from telematics_assets.catalog import FILE_STREAMS, FileStream
+from telematics_assets.assets.supabase import POOL, replica_key
+from telematics_assets.catalog import FILE_STREAMS, REPLICATED_TABLES, FileStream, Names, ReplicatedTable
 from telematics_assets.dagster_home import prepare_dagster_home
 from telematics_assets.definitions import build_definitions
 from telematics_assets.demo.fleet import FleetPlan, next_seed, simulate
 from telematics_assets.engines.embedded import open_engine, open_volume
-from telematics_assets.errors import PermanentError, RunLimitError
+from telematics_assets.errors import MissingExtraError, PermanentError, PostgresStartError, RunLimitError
 
 if TYPE_CHECKING:
+    from telematics_assets.demo.local_supabase import LocalSupabase
     from telematics_assets.engines.base import Engine
     from telematics_assets.settings import Settings
     from telematics_assets.volumes.base import Volume
@@ -43,6 +48,10 @@ if TYPE_CHECKING:
 #: The waves: name, drift, dirt.
 WAVES = (("clean", False, False), ("drifted", True, False), ("dirty", False, True))
 
+#: The rounds of the demo's database: name, whether its business goes on. A database that is not new has seen the first.
+ROUNDS = (("first look", False), ("business goes on", True))
+
+_COUNTED = ("inserted", "updated", "deleted")
 _VEHICLES, _FILES, _ROWS = 12, 4, 3000
 #: Sensors that find files and start nothing for this long have a reason that waiting won't change.
 _PATIENCE_S = 30.0
@@ -74,13 +83,37 @@ class TableSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorSummary:
+    """A mirrored table after the demo.
+
+    Attributes:
+        table: Full table name.
+        source: Schema and table in the demo's database.
+        rows: Its rows.
+        inserted: Rows that came in the demo's rounds.
+        updated: Rows that were replaced in them.
+        deleted: Rows that went in them.
+        version: Its Delta version.
+    """
+
+    table: str
+    source: str
+    rows: int
+    inserted: int
+    updated: int
+    deleted: int
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What the demo did.
 
     Attributes:
         waves: Waves that landed.
         runs: Ids of the Dagster runs, in order.
-        tables: The tables as they are now.
+        tables: The tables of files as they are now.
+        mirrors: The tables of the demo's database as they are now; none if it was not started.
         dagster_home: Where the history is.
         export: The shell line that lets bare `dagster dev` and `dg` find it.
         seconds: How long it took.
@@ -89,28 +122,35 @@ class Summary:
     waves: int
     runs: tuple[str, ...]
     tables: tuple[TableSummary, ...]
+    mirrors: tuple[MirrorSummary, ...]
     dagster_home: str
     export: str
     seconds: float
 
 
 def tell(
-    settings: Settings, *, console: Console, timeout_s: float = 120.0, streams: Sequence[FileStream] = FILE_STREAMS
+    settings: Settings,
+    *,
+    console: Console,
+    timeout_s: float = 120.0,
+    streams: Sequence[FileStream] = FILE_STREAMS,
+    replicated: Sequence[ReplicatedTable] = REPLICATED_TABLES,
 ) -> Summary:
-    """Land three waves of files and let Dagster load each.
+    """Land three waves of files and let Dagster load each; then let the insurer's business go on, and mirror it.
 
     Args:
         settings: The deployment.
         console: Where each phase is told; it must know its own stream, because standard error is silenced meanwhile.
         timeout_s: Hard time limit.
         streams: The streams to land files for.
+        replicated: The tables of the demo's database to mirror; it is not started if there are none.
 
     Raises:
         RunLimitError: If it takes longer; the message says what it was doing and why. Its thread may still be at work
             then: end the process.
         PermanentError: If a run failed, with that run's own error, or a sensor refused to start one.
     """
-    story = _Story(settings, console, streams)
+    story = _Story(settings, console, streams, replicated)
     # Runs write colored logs of their own to standard error; the instance keeps the same lines for the UI.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -134,10 +174,17 @@ def tell(
 class _Story:
     """One telling; `doing` says at any moment what it is busy with."""
 
-    def __init__(self, settings: Settings, console: Console, streams: Sequence[FileStream]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        console: Console,
+        streams: Sequence[FileStream],
+        replicated: Sequence[ReplicatedTable] = (),
+    ) -> None:
         self._settings = settings
         self._console = console
         self._streams = streams
+        self._replicated = replicated
         self._instance: dg.DagsterInstance | None = None
         self._run_id: str | None = None
         self._runs: list[str] = []
@@ -148,8 +195,8 @@ class _Story:
         began = time.monotonic()
         with self._phase("preparing Dagster"):
             folder = self._settings.dagster_home or self._settings.default_dagster_home
-            home = prepare_dagster_home(folder, [pool_name(stream) for stream in self._streams])
-            definitions = build_definitions(self._streams, self._settings)
+            home = prepare_dagster_home(folder, [*(pool_name(stream) for stream in self._streams), POOL])
+            definitions = build_definitions(self._streams, self._settings, tables=self._replicated)
             engine, volume = open_engine(self._settings), open_volume(self._settings)
         with dg.DagsterInstance.from_config(str(home)) as instance:
             self._instance = instance
@@ -158,10 +205,12 @@ class _Story:
                 label = f"wave {number}/{len(WAVES)} {name}"
                 self._land(label, volume, drift=drift, dirty=dirty)
                 self._load(label, engine, daemon)
+            mirrors = self._mirror(daemon)
         with self._phase("counting what the tables hold"):
             tables = tuple(filter(None, (_table_summary(engine, stream) for stream in self._streams)))
         export = f"export DAGSTER_HOME={shlex.quote(str(home))}"
-        summary = Summary(len(WAVES), tuple(self._runs), tables, str(home), export, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        summary = Summary(len(WAVES), tuple(self._runs), tables, mirrors, str(home), export, seconds)
         self._conclude(summary)
         return summary
 
@@ -216,28 +265,84 @@ class _Story:
     ) -> None:
         began = time.monotonic()
         before = {state.table: state.rows for state in engine.tables()}
-        self._run_id = run_id = str(uuid.uuid4())
-        job = _job_name(sensor, request)
-        with self._phase(f"{label}: running job {job} (run {run_id[:8]})"):
-            result = daemon.run(sensor, request, run_id)
-        self._runs.append(run_id)
-        if not result.success:
-            error = _run_error(daemon.instance, run_id) or "It left no error; its log is in the UI."
-            raise PermanentError(f"Run {run_id[:8]} of job {job} failed: {error}")
-        self._run_id = None
+        result = self._execute(label, daemon, sensor, request)
         added = [
             f"{state.rows - before.get(state.table, 0):,} rows added to {state.table.rpartition('.')[2]}, "
             f"version {state.version}"
             for state in engine.tables()
             if state.rows != before.get(state.table, 0)
         ]
-        evaluations = result.get_asset_check_evaluations()
-        unhappy = sorted(evaluation.check_name for evaluation in evaluations if not evaluation.passed)
-        checks = f"{len(evaluations)} checks" + (f" (to look at: {', '.join(unhappy)})" if unhappy else "")
         self._say(
-            f"{label}: sensor {sensor.name} started run {run_id[:8]}: {'; '.join(added) or 'no new rows'}; {checks}; "
+            f"{label}: sensor {sensor.name} started run {result.run_id[:8]}: {'; '.join(added) or 'no new rows'}; "
+            f"{_checks(result)}; "
             f"{time.monotonic() - began:.1f} s"
         )
+
+    def _execute(
+        self,
+        label: str,
+        daemon: _Daemon,
+        cause: dg.SensorDefinition | dg.ScheduleDefinition,
+        request: dg.RunRequest,
+    ) -> dg.ExecuteInProcessResult:
+        """Run what a sensor or a schedule asked for; a run that fails ends the demo."""
+        self._run_id = run_id = str(uuid.uuid4())
+        job = _job_name(cause, request)
+        with self._phase(f"{label}: running job {job} (run {run_id[:8]})"):
+            result = daemon.run(cause, request, run_id)
+        self._runs.append(run_id)
+        if not result.success:
+            error = _run_error(daemon.instance, run_id) or "It left no error; its log is in the UI."
+            raise PermanentError(f"Run {run_id[:8]} of job {job} failed: {error}")
+        self._run_id = None
+        return result
+
+    def _mirror(self, daemon: _Daemon) -> tuple[MirrorSummary, ...]:
+        """Start the demo's database, let its business go on, and mirror every round of it."""
+        if not self._replicated:
+            return ()
+        from telematics_assets.demo.local_supabase import LocalSupabase, is_configured
+
+        if is_configured(self._settings):
+            self._say("supabase: a database of yours is configured; the demo leaves it alone")
+            return ()
+        try:
+            with self._phase("starting the demo's database"):
+                local = LocalSupabase(self._settings.local_supabase).start()
+        except (MissingExtraError, PostgresStartError) as error:
+            self._say(f"supabase: there is no database of the demo's. {error}")
+            return ()
+        with local:
+            due = ROUNDS if local.is_new else ROUNDS[1:]
+            rounds = [
+                self._mirror_round(f"supabase {number}/{len(due)} {name}", local, daemon, changes=changes)
+                for number, (name, changes) in enumerate(due, 1)
+            ]
+        return tuple(
+            replace(last, **{kind: sum(getattr(each[number], kind) for each in rounds) for kind in _COUNTED})
+            for number, last in enumerate(rounds[-1])
+        )
+
+    def _mirror_round(self, label: str, local: LocalSupabase, daemon: _Daemon, *, changes: bool) -> list[MirrorSummary]:
+        from telematics_assets.demo.insurer import change
+
+        if changes:
+            with self._phase(f"{label}: changing rows"), local.owner() as owner, local.owner() as late:
+                change(owner, late=late, add_column=True)
+        began = time.monotonic()
+        (schedule,) = daemon.schedules
+        with self._phase(f"{label}: asking schedule {schedule.name}"):
+            requests, reason = daemon.tick_schedule(schedule)
+        if not requests:
+            raise PermanentError(f"Schedule {schedule.name} starts no run. {reason}")
+        result = self._execute(label, daemon, schedule, requests[0])
+        tables = [_mirror_summary(result, table, self._settings.names) for table in self._replicated]
+        told = ", ".join(f"{sum(getattr(t, kind) for t in tables):,} {kind}" for kind in _COUNTED)
+        self._say(
+            f"{label}: schedule {schedule.name} started run {result.run_id[:8]}: {told} in {len(tables)} tables; "
+            f"{_checks(result)}; {time.monotonic() - began:.1f} s"
+        )
+        return tables
 
     def _conclude(self, summary: Summary) -> None:
         table = Table("table", title="The bronze tables", title_justify="left")
@@ -248,6 +353,14 @@ class _Story:
             table.add_row(row.table, *(f"{number:,}" for number in numbers))
         say = self._console
         say.print(table)
+        if summary.mirrors:
+            mirrored = Table("table", "mirrors", title="The mirrored tables", title_justify="left")
+            for heading in ("rows", "inserted", "updated", "deleted", "version"):
+                mirrored.add_column(heading, justify="right")
+            for each in summary.mirrors:
+                amounts = (each.rows, each.inserted, each.updated, each.deleted, each.version or 0)
+                mirrored.add_row(each.table, each.source, *(f"{amount:,}" for amount in amounts))
+            say.print(mirrored)
         say.print(
             f"{len(summary.runs)} runs in {summary.seconds:.1f} s. Broken files stay where they are:", highlight=False
         )
@@ -288,6 +401,11 @@ class _Daemon:
             for sensor in self._repository.sensor_defs
             if sensor.default_status == dg.DefaultSensorStatus.RUNNING and sensor.job_name
         ]
+        self.schedules: Sequence[dg.ScheduleDefinition] = [
+            schedule
+            for schedule in self._repository.schedule_defs
+            if schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+        ]
 
     def tick(self, sensor: dg.SensorDefinition) -> tuple[Sequence[dg.RunRequest], str | None]:
         """Evaluate a sensor and record what it observed; the runs that are due, and the reason if there are none."""
@@ -305,14 +423,28 @@ class _Daemon:
         self._cursors[sensor.name] = tick.cursor
         return [request for request in tick.run_requests or () if not self._known(sensor, request)], tick.skip_message
 
-    def run(self, sensor: dg.SensorDefinition, request: dg.RunRequest, run_id: str) -> dg.ExecuteInProcessResult:
-        """Execute what a sensor asked for."""
-        job = self._definitions.get_job_def(_job_name(sensor, request))
+    def tick_schedule(self, schedule: dg.ScheduleDefinition) -> tuple[Sequence[dg.RunRequest], str | None]:
+        """Evaluate a schedule as if its time had come; the runs that are due, and the reason if there are none."""
+        context = dg.build_schedule_context(
+            instance=self.instance,
+            scheduled_execution_time=datetime.now(UTC),
+            repository_def=self._repository,
+            resources=self._resources,
+        )
+        with context:
+            tick = schedule.evaluate_tick(context)
+        return tick.run_requests or (), tick.skip_message
+
+    def run(
+        self, cause: dg.SensorDefinition | dg.ScheduleDefinition, request: dg.RunRequest, run_id: str
+    ) -> dg.ExecuteInProcessResult:
+        """Execute what a sensor or a schedule asked for."""
+        job = self._definitions.get_job_def(_job_name(cause, request))
         return job.execute_in_process(
             instance=self.instance,
             run_config=request.run_config,
             asset_selection=request.asset_selection,
-            tags={**request.tags, **self._tags(sensor, request)},
+            tags={**request.tags, **self._tags(cause, request)},
             run_id=run_id,
             raise_on_error=False,
         )
@@ -322,16 +454,36 @@ class _Daemon:
             self.instance.get_runs(dg.RunsFilter(tags=self._tags(sensor, request)), limit=1)
         )
 
-    def _tags(self, sensor: dg.SensorDefinition, request: dg.RunRequest) -> Mapping[str, str]:
-        # The names that the daemon itself gives: it then knows these runs, and the UI finds them by sensor and job.
-        tags = {"dagster/sensor_name": sensor.name, _REPOSITORY_TAG: f"{self._repository.name}@telematics_assets"}
+    def _tags(self, cause: dg.SensorDefinition | dg.ScheduleDefinition, request: dg.RunRequest) -> Mapping[str, str]:
+        # The names that the daemon itself gives: it then knows these runs, and the UI finds them by cause and job.
+        kind = "sensor" if isinstance(cause, dg.SensorDefinition) else "schedule"
+        tags = {f"dagster/{kind}_name": cause.name, _REPOSITORY_TAG: f"{self._repository.name}@telematics_assets"}
         return tags | ({"dagster/run_key": request.run_key} if request.run_key else {})
 
 
-def _job_name(sensor: dg.SensorDefinition, request: dg.RunRequest) -> str:
-    name = request.job_name or sensor.job_name
+def _job_name(cause: dg.SensorDefinition | dg.ScheduleDefinition, request: dg.RunRequest) -> str:
+    name = request.job_name or cause.job_name
     assert name, "sensors without a job are not ticked"
     return name
+
+
+def _checks(result: dg.ExecuteInProcessResult) -> str:
+    evaluations = result.get_asset_check_evaluations()
+    unhappy = sorted({evaluation.check_name for evaluation in evaluations if not evaluation.passed})
+    return f"{len(evaluations)} checks" + (f" (to look at: {', '.join(unhappy)})" if unhappy else "")
+
+
+def _mirror_summary(result: dg.ExecuteInProcessResult, table: ReplicatedTable, names: Names) -> MirrorSummary:
+    """What a run's own record says of a mirrored table."""
+    (event,) = (event for event in result.get_asset_materialization_events() if event.asset_key == replica_key(table))
+    said: dict[str, Any] = {key: entry.value for key, entry in event.materialization.metadata.items()}
+    return MirrorSummary(
+        table=str(names.bronze(table.target)),
+        source=table.source,
+        rows=said["dagster/row_count"],
+        version=said.get("delta_version"),
+        **{kind: said[kind] for kind in _COUNTED},
+    )
 
 
 def _run_error(instance: dg.DagsterInstance, run_id: str) -> str | None:

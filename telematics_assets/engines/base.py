@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
-from telematics_assets.catalog import Column, FileStream, Names, TableName
+from telematics_assets.catalog import Column, FileStream, Names, ReplicatedTable, TableName
+from telematics_assets.errors import SettingsError, SupabaseError, SupabaseUnavailableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -536,6 +537,86 @@ class Reconciliation:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """Whether the source of the replicated tables can be asked.
+
+    Attributes:
+        state: `ready`; `not configured`; `unreachable`: it did not answer this time; `refused`: it refused for good.
+        message: One readable line: what is there, or what is wrong and what to do; no secrets.
+    """
+
+    state: Literal["ready", "not configured", "unreachable", "refused"]
+    message: str
+
+    def require(self) -> None:
+        """Let only a source pass that answers.
+
+        Raises:
+            SettingsError: It is not configured.
+            SupabaseError: It refused for good.
+            SupabaseUnavailableError: It did not answer.
+        """
+        if self.state == "not configured":
+            raise SettingsError(self.message)
+        if self.state == "refused":
+            raise SupabaseError(self.message)
+        if self.state == "unreachable":
+            raise SupabaseUnavailableError(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePosition:
+    """How far a source table is ahead of its bronze table, as far as positions tell.
+
+    Attributes:
+        source: Schema and table in PostgreSQL.
+        highest: The highest position of a row or of a tombstone; None if there is none.
+        replicated: What the bronze table holds the source up to; None if it has no position.
+    """
+
+    source: str
+    highest: int | None
+    replicated: int | None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a replication would find something."""
+        return self.replicated is None or (self.highest is not None and self.highest >= self.replicated)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDrift:
+    """One way in which the source and the declarations have drifted apart.
+
+    Attributes:
+        source: Schema and table in PostgreSQL.
+        kind: `undeclared` for a table that nobody declared; else what of a declared one: `missing`, `column`, `key`, ….
+        message: What was found, and what to do about it.
+    """
+
+    source: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedKeys:
+    """Primary keys that a bronze table holds more than once.
+
+    Attributes:
+        columns: The key.
+        rows: Rows that were looked at.
+        keys: How many keys are there twice or more.
+        examples: Some of them as text.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+    keys: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of `telematics doctor`.
 
@@ -651,17 +732,68 @@ class Engine(Protocol):
         """
         ...
 
-    def maintain(self, stream: FileStream, progress: ProgressListener | None = None) -> MaintenanceReport:
+    def maintain(
+        self, stream: FileStream | ReplicatedTable, progress: ProgressListener | None = None
+    ) -> MaintenanceReport:
         """Keep a stream's table, checkpoint and landing folder small; its rows and what is known of it stay the same.
 
         Compacts small data files, deletes those that no version of the last days needs, writes a log checkpoint and
-        deletes expired log entries, merges the ledger, and lets `clean_source` do all that is due. Safe at any time,
-        while loads run, and when killed.
+        deletes expired log entries, merges the ledger, and lets `clean_source` do all that is due. Of a replicated
+        table the first three. Safe at any time, while loads run, and when killed.
 
         Raises:
             CheckpointError: As `ingest` does.
             TableError: As `ingest` does.
             TransientError: Something did not answer; what was done before is done.
+        """
+        ...
+
+    def source_status(self) -> SourceStatus:
+        """Whether the source of the replicated tables is configured and answers; asks it once, and raises nothing."""
+        ...
+
+    def source_positions(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourcePosition]:
+        """How far the sources of tables of mode `row_xid` are ahead; one short transaction for all of them.
+
+        Raises:
+            PermanentError: The source is not configured, or refuses for good.
+            TransientError: It did not answer.
+        """
+        ...
+
+    def source_drift(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourceDrift]:
+        """Where the source and these declarations have drifted apart. Raises as `source_positions` does."""
+        ...
+
+    def replicate(
+        self, table: ReplicatedTable, request: ReplicateRequest | None = None, progress: ProgressListener | None = None
+    ) -> ReplicateReport:
+        """Bring a bronze table up to its source table: what changed since the last time, or the whole of it.
+
+        Nothing is lost or repeated, wherever it is killed; run again, it goes on.
+
+        Raises:
+            ReplicationError: The table can't be replicated as it is declared.
+            TableError: The bronze table is not this source's, or was changed by somebody else.
+            SchemaError: A column's type is another one now; a full replication rewrites the table.
+            SupabaseError: The database refuses for good.
+            TransientError: Something did not answer; the same call may go through later.
+        """
+        ...
+
+    def reconcile(self, table: ReplicatedTable) -> Reconciliation:
+        """Compare the keys of a source table with those of its bronze table, as far as both must agree.
+
+        Raises:
+            ReplicationError: There is no whole snapshot yet.
+            TransientError: Something did not answer.
+        """
+        ...
+
+    def repeated_keys(self, table: ReplicatedTable) -> RepeatedKeys | None:
+        """Primary keys that the bronze table holds more than once; None if there is no table yet.
+
+        Raises as `source_positions` does: the source says which columns are the key.
         """
         ...
 

@@ -11,15 +11,17 @@ were passed on ends the attempt before anything is committed; the next attempt k
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +50,7 @@ from telematics_assets.catalog import (
     Column,
     FileStream,
     Names,
+    ReplicatedTable,
     TableName,
 )
 from telematics_assets.engines.base import (
@@ -63,12 +66,21 @@ from telematics_assets.engines.base import (
     PendingFiles,
     Progress,
     ProgressListener,
+    Reconciliation,
+    RepeatedKeys,
+    ReplicateReport,
+    ReplicateRequest,
+    SourceDrift,
+    SourcePosition,
+    SourceStatus,
     TableState,
     Violations,
 )
 from telematics_assets.errors import (
     FileMissingError,
+    MissingExtraError,
     SchemaError,
+    SettingsError,
     TableNotFoundError,
     TelematicsError,
     UnreadableFileError,
@@ -77,9 +89,13 @@ from telematics_assets.errors import (
 from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, delta_type, statistics_columns
+from telematics_assets.microbatch.connection import NOT_CONFIGURED, Supabase
 from telematics_assets.settings import Settings
 from telematics_assets.volumes.base import FileEntry, Volume
 from telematics_assets.volumes.local import LocalVolume
+
+if TYPE_CHECKING:
+    from telematics_assets.microbatch.replicate import Replicator
 
 #: Rows of one file are held back until the file is proven unchanged, up to this many bytes; beyond, they are passed on.
 HOLD_BYTES = 32 << 20
@@ -127,6 +143,9 @@ def open_engine(settings: Settings) -> EmbeddedEngine:
         settings.names,
         settle_seconds=settings.settle_seconds,
         incomplete_seconds=settings.incomplete_seconds,
+        supabase=settings.supabase,
+        supabase_problem=settings.supabase_problem,
+        hash_key=settings.hash_key,
     )
 
 
@@ -145,6 +164,9 @@ class EmbeddedEngine:
         incomplete_seconds: float = 300.0,
         on_step: Callable[[str], None] | None = None,
         clock: Callable[[], int] = time.time_ns,
+        supabase: Supabase | None = None,
+        supabase_problem: str | None = None,
+        hash_key: str | None = None,
     ) -> None:
         """Tie the engine to a Volume and a lakehouse.
 
@@ -155,8 +177,11 @@ class EmbeddedEngine:
             settle_seconds: Settle time of young files, seconds.
             incomplete_seconds: How long a file without its end may still be growing, seconds.
             on_step: Called at every step of a batch (`autoloader.loader.STEPS`) and of `clean_source`
-                (`autoloader.cleaning.CLEANING_STEPS`).
+                (`autoloader.cleaning.CLEANING_STEPS`), and of a replication (`microbatch.replicate.STEPS`).
             clock: Wall clock of commits and of `clean_source`, nanoseconds.
+            supabase: The database to replicate, if there is one.
+            supabase_problem: What is wrong with its settings, if anything.
+            hash_key: The key of hashed columns.
         """
         self._volume = volume
         self._lakehouse = lakehouse
@@ -165,6 +190,9 @@ class EmbeddedEngine:
         self._incomplete = incomplete_seconds
         self._on_step = on_step
         self._clock = clock
+        self._supabase = supabase
+        self._supabase_problem = supabase_problem
+        self._hash_key = hash_key
         self._loaders: dict[str, tuple[FileStream, StreamLoader]] = {}
         self._lock = threading.Lock()
 
@@ -242,9 +270,82 @@ class EmbeddedEngine:
         """Make checkpoint and table agree again. See `StreamLoader.reset`."""
         return self._loader(stream).reset(rebuild=rebuild, drop_table=drop_table)
 
-    def maintain(self, stream: FileStream, progress: ProgressListener | None = None) -> MaintenanceReport:
+    def maintain(
+        self, stream: FileStream | ReplicatedTable, progress: ProgressListener | None = None
+    ) -> MaintenanceReport:
         """See `Engine.maintain`."""
+        if isinstance(stream, ReplicatedTable):
+            from telematics_assets.microbatch.upkeep import maintain
+
+            return maintain(stream, self._names.bronze(stream.target), self._lakehouse, progress or _ignored)
         return self._loader(stream).maintain(progress)
+
+    def replicate(
+        self, table: ReplicatedTable, request: ReplicateRequest | None = None, progress: ProgressListener | None = None
+    ) -> ReplicateReport:
+        """See `Engine.replicate`."""
+        with self._replicator(table) as replicator:
+            return replicator.replicate(request, progress)
+
+    def reconcile(self, table: ReplicatedTable) -> Reconciliation:
+        """See `Engine.reconcile`."""
+        with self._replicator(table) as replicator:
+            return replicator.reconcile()
+
+    @contextmanager
+    def _replicator(self, table: ReplicatedTable) -> Iterator[Replicator]:
+        supabase = self._source()
+        from telematics_assets.microbatch.replicate import Replicator
+        from telematics_assets.microbatch.session import connected
+
+        with connected(supabase) as connection:
+            yield Replicator(
+                table,
+                self._names.bronze(table.target),
+                self._lakehouse,
+                connection,
+                hash_key=self._hash_key,
+                on_step=self._on_step,
+            )
+
+    def source_status(self) -> SourceStatus:
+        """See `Engine.source_status`."""
+        if self._supabase is None and self._supabase_problem is None:
+            return SourceStatus("not configured", f"No Supabase database is configured. {NOT_CONFIGURED}")
+        try:
+            supabase = self._source()
+        except (SettingsError, MissingExtraError) as error:
+            return SourceStatus("refused", str(error))
+        from telematics_assets.microbatch.questions import status
+
+        return status(supabase)
+
+    def source_positions(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourcePosition]:
+        """See `Engine.source_positions`."""
+        supabase = self._source()
+        from telematics_assets.microbatch.questions import positions
+
+        return positions(supabase, tables, lambda table: self._lakehouse.open(self._names.bronze(table.target)))
+
+    def source_drift(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourceDrift]:
+        """See `Engine.source_drift`."""
+        supabase = self._source()
+        from telematics_assets.microbatch.questions import drifts
+
+        return drifts(supabase, tables)
+
+    def repeated_keys(self, table: ReplicatedTable) -> RepeatedKeys | None:
+        """See `Engine.repeated_keys`."""
+        bronze = self._lakehouse.open(self._names.bronze(table.target))
+        if bronze is None:
+            return None
+        supabase = self._source()
+        from telematics_assets.lakehouse.repeated import repeated
+        from telematics_assets.microbatch.questions import key_columns
+
+        key = key_columns(supabase, table, self._hash_key)
+        keys, examples = repeated(bronze, key)
+        return RepeatedKeys(key, bronze.count(), keys, examples)
 
     def doctor(self, streams: Sequence[FileStream] = ()) -> Sequence[Finding]:
         """See `Engine.doctor`."""
@@ -265,6 +366,15 @@ class EmbeddedEngine:
             text = f"{pending.known} files known, {pending.files} to load, {pending.waiting} still being written"
             findings.append(Finding("ok", subject, text))
         return findings
+
+    def _source(self) -> Supabase:
+        if self._supabase_problem is not None:
+            raise SettingsError(self._supabase_problem)
+        if self._supabase is None:
+            raise SettingsError(f"No Supabase database is configured. {NOT_CONFIGURED}")
+        if importlib.util.find_spec("adbc_driver_postgresql") is None:
+            raise MissingExtraError("Replicating a Supabase database", "supabase")
+        return self._supabase
 
     def _table(self, name: TableName) -> Table:
         table = self._lakehouse.open(name)
@@ -293,6 +403,10 @@ class EmbeddedEngine:
             )
             self._loaders[stream.name] = (stream, loader)
             return loader
+
+
+def _ignored(progress: Progress) -> None:
+    pass
 
 
 class _RestartError(Exception):

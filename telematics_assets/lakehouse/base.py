@@ -5,7 +5,7 @@ Belongs here: the protocol and its plain data. Does not belong here: a table for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +46,23 @@ class Commit:
     bytes: int = 0
     removes_data: bool = False
     rewritten: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge did.
+
+    Attributes:
+        commit: Its entry of the log.
+        inserted: Rows that had no row of their key in the table.
+        updated: Rows that replaced one that was not the same.
+        deleted: Rows that went away.
+    """
+
+    commit: Commit
+    inserted: int
+    updated: int
+    deleted: int
 
 
 class Table(Protocol):
@@ -106,7 +123,13 @@ class Table(Protocol):
         ...
 
     def append(
-        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        app_id: str,
+        version: int,
+        info: Mapping[str, str],
+        also: Mapping[str, int] | None = None,
     ) -> Commit:
         """Append rows, added columns and the application's new position in ONE commit.
 
@@ -117,9 +140,40 @@ class Table(Protocol):
             app_id: The application.
             version: Its new position.
             info: Texts for the commit info.
+            also: Positions of further applications.
 
         Raises:
             CommitConflictError: If another writer was first; nothing of this commit is in the table.
+        """
+        ...
+
+    def merge(
+        self,
+        rows: pa.Table,
+        gone: pa.Table,
+        key: Sequence[str],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+        unseen: Sequence[str] = (),
+    ) -> Merged:
+        """Bring rows in by their key, take others out, add columns and set positions, in ONE commit.
+
+        It becomes this handle's next version or nothing. Rows that are in the table as they are given are left alone,
+        so that the table's change data feed shows changes only; columns of the table that are not given become null in
+        rows that change. Both tables are held in memory.
+
+        Args:
+            rows: New and changed rows, one for a key: columns of the table and, behind them, columns to add. Types are
+                not converted.
+            gone: Keys of rows to take out, none of them in `rows`; keys that the table does not have are no error.
+            key: Columns that identify a row; never null.
+            positions: Applications with their new positions.
+            info: Texts for the commit info.
+            unseen: Columns that don't count when rows are compared.
+
+        Raises:
+            CommitConflictError: If anybody committed since the handle was opened; nothing of it is in the table.
+            TableUnsupportedError: If the table refuses to lose rows (`delta.appendOnly`).
         """
         ...
 
@@ -222,6 +276,10 @@ class Table(Protocol):
         self, columns: Sequence[str] | None = None, limit: int | None = None, since_batch: int | None = None
     ) -> pa.Table:
         """See `engines.base.Engine.read`."""
+        ...
+
+    def stream(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of all rows, piece by piece in bounded memory, in no order."""
         ...
 
     def out_of_range(

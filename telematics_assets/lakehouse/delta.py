@@ -36,8 +36,8 @@ from telematics_assets.errors import (
     TableUnsupportedError,
     VolumeUnavailableError,
 )
-from telematics_assets.lakehouse import upkeep
-from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit
+from telematics_assets.lakehouse import merging, upkeep
+from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit, Merged
 from telematics_assets.lakehouse.stores import LocalStore, ObjectTableStore, TableStore
 from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, has_true_statistics, storable, wider
 from telematics_assets.volumes.local import sync_folder, translate
@@ -198,14 +198,113 @@ class DeltaLakeTable:
         return found[::-1]
 
     def append(
-        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        app_id: str,
+        version: int,
+        info: Mapping[str, str],
+        also: Mapping[str, int] | None = None,
     ) -> Commit:
         """See `Table.append`."""
         self._refuse_casts(self.schema, schema)
         if not set(schema.names) <= set(self.schema.names):
             # The property may name a column that was dropped and comes back with another type.
             self._keep_statistics_true(schema)
-        return self._write(schema, batches, {app_id: version}, info, overwrite=False)
+        return self._write(schema, batches, {app_id: version, **(also or {})}, info, overwrite=False)
+
+    def merge(
+        self,
+        rows: pa.Table,
+        gone: pa.Table,
+        key: Sequence[str],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+        unseen: Sequence[str] = (),
+    ) -> Merged:
+        """See `Table.merge`."""
+        mine = self.schema
+        self._refuse_casts(mine, rows.schema)
+        self._refuse_casts(mine, gone.schema)
+        before = self.version
+        if not set(rows.schema.names) <= set(mine.names) and self._keep_statistics_true(rows.schema):
+            before = self.version
+        if not rows.num_rows and not gone.num_rows:
+            return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
+        changes = merging.Changes(rows, gone, tuple(key), tuple(unseen))
+        ranges = None
+        if self.size()[1] > merging.HELD_BYTES:
+            spread = self._spread(changes)
+            ranges = spread.ranges
+            if spread.held > merging.HELD_BYTES and (replaced := self._replaced(changes, positions, info)):
+                return replaced
+        with self._merging():
+            metrics = merging.merge(
+                self._handle, changes, mine, _as_next(positions, info), _writer_properties(len(mine)), ranges
+            )
+        counts = [int(metrics[f"num_target_rows_{what}"]) for what in ("inserted", "updated", "deleted")]
+        if self.version == before:
+            # Where nothing changes, delta-rs commits nothing, positions neither.
+            return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
+        return Merged(self._verified(positions, before), *counts)
+
+    def _spread(self, changes: merging.Changes) -> merging.Spread:
+        with self._asking():
+            found = self._store.collect(merging.find(self._store.scan(self._handle, self._path, merging.FILE), changes))
+            return merging.spread(found, changes, pa.table(self._handle.get_add_actions(flatten=True)))
+
+    def _replaced(
+        self, changes: merging.Changes, positions: Mapping[str, int], info: Mapping[str, str]
+    ) -> Merged | None:
+        """The same as one overwrite of all rows with these keys; None if they can't be said in SQL."""
+        if changes.added(self.schema):
+            # A commit before it: a crash in between leaves a column without values.
+            self._write(changes.rows.schema, (), {}, info, overwrite=False, retries=0)
+        mine, names = self.schema, list(changes.key)
+        with self._asking():
+            held = self._store.scan(self._handle, self._path).join(changes.keys.lazy(), on=names, how="semi")
+            done = merging.replacement(self._store.collect(held), changes, mine)
+        if done is None:
+            return None
+        if not done.predicate:
+            return Merged(self._positioned(changes.rows.schema, positions, info), 0, 0, 0)
+        before = self.version
+        with self._merging():
+            write_deltalake(
+                self._handle,
+                done.rows,
+                mode="overwrite",
+                predicate=done.predicate,
+                target_file_size=TARGET_FILE_BYTES,
+                writer_properties=_writer_properties(len(mine)),
+                commit_properties=_as_next(positions, info),
+            )
+        return Merged(self._verified(positions, before), done.inserted, done.updated, done.deleted)
+
+    def _verified(self, positions: Mapping[str, int], before: int) -> Commit:
+        commit = self._commit(self.version)
+        if commit.transactions != positions or self.version != before + 1:
+            raise TableError(
+                f"{self._name} version {self.version} is not the merge that was just made: {commit.transactions} "
+                f"instead of {dict(positions)}. Keep the table and its _delta_log as they are and report this."
+            )
+        return commit
+
+    def _positioned(self, schema: pa.Schema, positions: Mapping[str, int], info: Mapping[str, str]) -> Commit:
+        return self._write(schema, (), positions, info, overwrite=False, retries=0)
+
+    @contextmanager
+    def _merging(self) -> Iterator[None]:
+        try:
+            yield
+        except CommitFailedError as error:
+            if "append-only" in str(error):
+                raise TableUnsupportedError(
+                    f"{self._name} has the property delta.appendOnly, so its rows can't be replaced. Set it to false."
+                ) from error
+            raise _conflict(self._name, error) from error
+        except (DeltaError, OSError) as error:
+            raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
 
     def overwrite(
         self,
@@ -290,7 +389,12 @@ class DeltaLakeTable:
         anew: Iterable[pa.RecordBatch] = (),
         *,
         overwrite: bool,
+        retries: int | None = None,
     ) -> Commit:
+        if not overwrite:
+            # A column that is there keeps its comment; delta-rs fails on another one.
+            mine = {field.name: field.metadata for field in self.schema}
+            schema = pa.schema([field.with_metadata(mine.get(field.name, field.metadata)) for field in schema])
         failure: list[BaseException] = []
         rows = 0
 
@@ -323,7 +427,7 @@ class DeltaLakeTable:
                         custom_metadata=dict(info),
                         app_transactions=[Transaction(app, position) for app, position in positions.items()],
                         # Rows that came in between would be overwritten unread: it is the next version or none.
-                        max_commit_retries=0 if overwrite else None,
+                        max_commit_retries=0 if overwrite else retries,
                     ),
                 )
         except CommitFailedError as error:
@@ -381,11 +485,11 @@ class DeltaLakeTable:
 
     def _sync(self, commit: Commit) -> None:
         folders = {self._path, os.path.join(self._path, "_delta_log")}
-        for add in self._adds(commit.version):
+        for kind, add in self._adds(commit.version):
             path = os.path.join(self._path, unquote(add["path"]))
             if _sync_file(path) and os.path.getsize(path) == add["size"]:
                 folders.add(os.path.dirname(path))
-            elif not self._compacted_since(add["path"], commit.version):
+            elif not self._deleted_since(kind, add["path"], commit.version):
                 raise TableMovedError(
                     f"{self._name} version {commit.version} names the data file {path}, which is missing or cut short. "
                     "Restore the file, or start the stream anew (telematics reset)."
@@ -394,13 +498,18 @@ class DeltaLakeTable:
         for folder in folders:
             sync_folder(folder)
 
-    def _adds(self, version: int) -> list[dict[str, Any]]:
-        return [action["add"] for action in self._actions(version) if "add" in action]
+    def _adds(self, version: int) -> list[tuple[str, dict[str, Any]]]:
+        return [(kind, action[kind]) for action in self._actions(version) for kind in ("add", "cdc") if kind in action]
 
-    def _compacted_since(self, path: str, version: int) -> bool:
-        """Whether a later version took the file out, as compaction does; VACUUM may have deleted it then."""
-        later = range(version + 1, self.version + 1)
-        return any(action.get("remove", {}).get("path") == path for v in later for action in self._actions(v))
+    def _deleted_since(self, kind: str, path: str, version: int) -> bool:
+        """Whether VACUUM may have deleted a file that this version added.
+
+        A data file only after a later version took it out, as compaction does; of a change data file no entry says so.
+        """
+        later = [action for v in range(version + 1, self.version + 1) for action in self._actions(v)]
+        if kind == "cdc":
+            return any(action.get("commitInfo", {}).get("operation", "").startswith("VACUUM") for action in later)
+        return any(action.get("remove", {}).get("path") == path for action in later)
 
     def compact(self) -> bool:
         """See `Table.compact`."""
@@ -469,6 +578,14 @@ class DeltaLakeTable:
         wanted = names if columns is None else [name for name in columns if name in names]
         with self._asking():
             return self._store.rows(self._handle, self._path, wanted, limit, since_batch)
+
+    def stream(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """See `Table.stream`."""
+        wanted = pa.schema([self.schema.field(name) for name in columns])
+        with self._asking():
+            rows = self._store.scan(self._handle, self._path).select(wanted.names)
+            for part in self._store.stream(rows):
+                yield part.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
 
     def out_of_range(
         self, column: str, minimum: float | None, maximum: float | None, since_batch: int
@@ -570,6 +687,15 @@ def _writer_properties(columns: int) -> WriterProperties:
         default_column_properties=(
             ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK") if columns > PLAIN_COLUMNS else None
         ),
+    )
+
+
+def _as_next(positions: Mapping[str, int], info: Mapping[str, str]) -> CommitProperties:
+    return CommitProperties(
+        custom_metadata=dict(info),
+        app_transactions=[Transaction(app, position) for app, position in positions.items()],
+        # Rows that came in between were not looked at: it is the next version or none.
+        max_commit_retries=0,
     )
 
 

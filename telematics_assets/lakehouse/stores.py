@@ -97,8 +97,14 @@ class TableStore(Protocol):
         """Rows of an open table, newest data files first; all if there is no limit."""
         ...
 
-    def scan(self, handle: DeltaTable, path: str) -> pl.LazyFrame:
-        """All rows of an open table; columns that a data file lacks are null."""
+    def scan(self, handle: DeltaTable, path: str, file_column: str | None = None) -> pl.LazyFrame:
+        """All rows of an open table; columns that a data file lacks are null.
+
+        Args:
+            handle: The open table.
+            path: Where it is.
+            file_column: Name of a further column, which holds the path of the row's data file.
+        """
         ...
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
@@ -201,9 +207,9 @@ class LocalStore:
                     return pa.concat_tables(parts)
         return pa.concat_tables(parts) if parts else dataset.schema.empty_table().select(columns)
 
-    def scan(self, handle: DeltaTable, path: str) -> pl.LazyFrame:
+    def scan(self, handle: DeltaTable, path: str, file_column: str | None = None) -> pl.LazyFrame:
         """See `TableStore.scan`."""
-        return scan(handle, path, None)
+        return scan(handle, path, None, file_column)
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """See `TableStore.collect`."""
@@ -306,9 +312,9 @@ class ObjectTableStore:
         found = self.collect(frame if limit is None else frame.head(limit))
         return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
 
-    def scan(self, handle: DeltaTable, path: str) -> pl.LazyFrame:
+    def scan(self, handle: DeltaTable, path: str, file_column: str | None = None) -> pl.LazyFrame:
         """See `TableStore.scan`."""
-        return scan(handle, path, self._objects.polars_options())
+        return scan(handle, path, self._objects.polars_options(), file_column)
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """See `TableStore.collect`."""
@@ -355,7 +361,7 @@ class ObjectTableStore:
                     raise
 
 
-def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None) -> pl.LazyFrame:
+def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None, file_column: str | None = None) -> pl.LazyFrame:
     """All rows of an open table, by polars; see `TableStore.scan`."""
     if "deletionVectors" in (handle.protocol().reader_features or ()):
         raise TableUnsupportedError(
@@ -365,13 +371,14 @@ def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None) -> pl.La
     schema = pl.DataFrame(pa.schema(handle.schema()).empty_table()).schema
     paths = pa.table(handle.get_add_actions()).column("path").to_pylist()
     if not paths:
-        return pl.LazyFrame(schema=schema)
+        return pl.LazyFrame(schema={**schema, **({file_column: pl.String} if file_column else {})})
     return pl.scan_parquet(
         [f"{path}/{unquote(name)}" for name in paths],
         schema=schema,
         missing_columns="insert",
         glob=False,
         hive_partitioning=False,
+        include_file_paths=file_column,
         storage_options=options,
         credential_provider=None,
     )

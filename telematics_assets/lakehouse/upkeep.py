@@ -42,7 +42,12 @@ _PLAIN_FEATURES = {
     "timestampNtz",
     "v2Checkpoint",
     "vacuumProtocolCheck",
+    # An entry that changes no data has no changes to feed.
+    "changeDataFeed",
 }
+#: Tables that list no features have all up to this writer version: change data feed, and generated columns, which are
+#: rewritten as they are.
+_PLAIN_WRITER_VERSION = 4
 _TRIES = 10
 _BATCH_ROWS = 8_192
 _ROW_GROUP_BYTES = 64 << 20
@@ -70,7 +75,7 @@ def compact(
     """
     protocol = handle.protocol()
     features = {*(protocol.writer_features or ()), *(protocol.reader_features or ())} - _PLAIN_FEATURES
-    if features or (protocol.min_writer_version > 2 and not protocol.writer_features):
+    if features or (protocol.min_writer_version > _PLAIN_WRITER_VERSION and not protocol.writer_features):
         named = ", ".join(sorted(features)) or f"writer version {protocol.min_writer_version}"
         raise TableUnsupportedError(
             f"{name} has table features that this engine can't maintain it with: {named}. Maintain it with the engine "

@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from telematics_assets.errors import ReplicationError
-from telematics_assets.microbatch.session import Session
+
+if TYPE_CHECKING:
+    from telematics_assets.microbatch.session import Session
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,14 @@ Belongs here: what users import into their own tests. Does not belong here: our 
 from telematics_assets.testing.memory import MemoryEngine, MemoryLakehouse, json_bytes, parquet_bytes
 from telematics_assets.testing.pooler import TransactionPooler
 from telematics_assets.testing.postgres import LocalPostgres
+from telematics_assets.testing.source import MemorySource
 from telematics_assets.volumes.memory import MemoryVolume
 
 __all__ = [
     "LocalPostgres",
     "MemoryEngine",
     "MemoryLakehouse",
+    "MemorySource",
     "MemoryVolume",
     "TransactionPooler",
     "json_bytes",

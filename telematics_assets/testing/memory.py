@@ -13,7 +13,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, Names, TableName
+from telematics_assets.catalog import (
+    BATCH_ID,
+    SOURCE_FILE,
+    SOURCE_FILE_MODIFIED_AT,
+    Names,
+    ReplicatedTable,
+    TableName,
+)
+from telematics_assets.engines.base import (
+    ProgressListener,
+    Reconciliation,
+    RepeatedKeys,
+    ReplicateReport,
+    ReplicateRequest,
+    SourceDrift,
+    SourcePosition,
+    SourceStatus,
+)
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import CommitConflictError
-from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit
+from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit, Merged
+from telematics_assets.microbatch.connection import Supabase
+from telematics_assets.testing.source import MemorySource
 from telematics_assets.volumes.memory import MemoryVolume
 
 
@@ -97,7 +116,13 @@ class MemoryTable:
         return self._store.commits[after + 1 : self._version + 1]
 
     def append(
-        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        app_id: str,
+        version: int,
+        info: Mapping[str, str],
+        also: Mapping[str, int] | None = None,
     ) -> Commit:
         """See `Table.append`."""
         part = pa.Table.from_batches(batches, schema)
@@ -108,10 +133,41 @@ class MemoryTable:
                 raise CommitConflictError(f"Another writer committed to {self._name} first; run again.")
             number = len(self._store.commits)
             rows = part.num_rows
-            commit = Commit(number, "WRITE", dict(info), {app_id: version}, rows, int(rows > 0), part.nbytes)
+            positions = {app_id: version, **(also or {})}
+            commit = Commit(number, "WRITE", dict(info), positions, rows, int(rows > 0), part.nbytes)
             self._add(commit, part, schema=schema)
             self._version = number
         return commit
+
+    def merge(
+        self,
+        rows: pa.Table,
+        gone: pa.Table,
+        key: Sequence[str],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+        unseen: Sequence[str] = (),
+    ) -> Merged:
+        """See `Table.merge`."""
+        names = rows.schema.names
+        schema = pa.schema([*self.schema, *(field for field in rows.schema if field.name not in self.schema.names)])
+        compared = [name for name in names if name not in unseen]
+        there = {tuple(row[name] for name in key): row for row in self._rows().to_pylist()}
+        taken = [tuple(row.values()) for row in gone.select(list(key)).to_pylist()]
+        deleted = sum(there.pop(each, None) is not None for each in taken)
+        inserted = updated = 0
+        for row in rows.to_pylist():
+            identity = tuple(row[name] for name in key)
+            old = there.get(identity)
+            # As text, so that NaN is NaN and 0.0 is not -0.0.
+            if old is not None and repr([old.get(name) for name in compared]) == repr([row[n] for n in compared]):
+                continue
+            inserted, updated = inserted + (old is None), updated + (old is not None)
+            there[identity] = row
+        after = pa.Table.from_pylist(list(there.values()), schema)
+        changes = bool(inserted or updated or deleted)
+        commit = self._as_next(schema, after.to_batches(), positions, info, merges=changes)
+        return Merged(commit, inserted, updated, deleted)
 
     def overwrite(
         self,
@@ -137,13 +193,15 @@ class MemoryTable:
         positions: Mapping[str, int],
         info: Mapping[str, str],
         rewritten: int | None = None,
+        *,
+        merges: bool = True,
     ) -> Commit:
         part = pa.Table.from_batches(batches, schema)
         with self._lock:
             number = self._version + 1
             if len(self._store.commits) != number:
                 raise CommitConflictError(f"Another writer committed to {self._name} first; run again.")
-            removes = self.count() > 0
+            removes = self.count() > 0 and merges
             if rewritten is None:
                 self._store.overwrites.append(number)
             else:
@@ -214,6 +272,10 @@ class MemoryTable:
             rows = rows.slice(0, limit)
         names = rows.schema.names
         return rows.select(names if columns is None else [name for name in columns if name in names])
+
+    def stream(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """See `Table.stream`."""
+        yield self._rows().select(list(columns))
 
     def out_of_range(
         self, column: str, minimum: float | None, maximum: float | None, since_batch: int
@@ -288,6 +350,7 @@ class MemoryEngine(EmbeddedEngine):
     Attributes:
         volume: Its `MemoryVolume`; `volume.put(path, data)` lands a file.
         lakehouse: Its `MemoryLakehouse`.
+        source: Its `MemorySource`; `source.put("public.policies", rows)` makes a table to replicate. None unless given.
     """
 
     def __init__(
@@ -298,8 +361,11 @@ class MemoryEngine(EmbeddedEngine):
         incomplete_seconds: float = 0.0,
         on_step: Callable[[str], None] | None = None,
         clock: Callable[[], int] = time.time_ns,
+        supabase: Supabase | None = None,
+        source: MemorySource | None = None,
     ) -> None:
         """Make an empty engine; files are taken at once, complete or not, unless the seconds say otherwise."""
+        self.source = source
         names = names or Names()
         self.lakehouse = MemoryLakehouse()
         self._memory = MemoryVolume(names.volume_location)
@@ -311,12 +377,48 @@ class MemoryEngine(EmbeddedEngine):
             incomplete_seconds=incomplete_seconds,
             on_step=on_step,
             clock=clock,
+            supabase=supabase,
         )
 
     @property
     def volume(self) -> MemoryVolume:
         """The landing Volume."""
         return self._memory
+
+    def source_status(self) -> SourceStatus:
+        """See `Engine.source_status`."""
+        return super().source_status() if self.source is None else self.source.status
+
+    def source_positions(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourcePosition]:
+        """See `Engine.source_positions`."""
+        if self.source is None:
+            return super().source_positions(tables)
+        return self.source.positions(tables, self.names, self.lakehouse)
+
+    def source_drift(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourceDrift]:
+        """See `Engine.source_drift`."""
+        return super().source_drift(tables) if self.source is None else self.source.drift(tables)
+
+    def replicate(
+        self, table: ReplicatedTable, request: ReplicateRequest | None = None, progress: ProgressListener | None = None
+    ) -> ReplicateReport:
+        """See `Engine.replicate`."""
+        if self.source is None:
+            return super().replicate(table, request, progress)
+        return self.source.replicate(table, request or ReplicateRequest(), self.names, self.lakehouse)
+
+    def reconcile(self, table: ReplicatedTable) -> Reconciliation:
+        """See `Engine.reconcile`."""
+        if self.source is None:
+            return super().reconcile(table)
+        return self.source.reconcile(table, self._table(self.names.bronze(table.target)))
+
+    def repeated_keys(self, table: ReplicatedTable) -> RepeatedKeys | None:
+        """See `Engine.repeated_keys`."""
+        if self.source is None:
+            return super().repeated_keys(table)
+        bronze = self.lakehouse.open(self.names.bronze(table.target))
+        return None if bronze is None else self.source.repeated_keys(table, bronze)
 
 
 def parquet_bytes(columns: Mapping[str, Any] | pa.Table) -> bytes:

@@ -1,6 +1,7 @@
 """The platforms as fixtures. A case asks for the least that it needs.
 
-Belongs here: `platform`, `checkpoint_platform`, `delta_platform`. Does not belong here: what they are (`platforms.py`).
+Belongs here: `platform`, `checkpoint_platform`, `delta_platform`, `replica_platform`. Does not belong here: what they
+are (`platforms.py`, `replicas.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from telematics_assets_tests.conformance.platforms import (
     DeltaPlatform,
     Platform,
 )
+from telematics_assets_tests.conformance.replicas import REPLICA_PLATFORMS, ReplicaPlatform
+from telematics_assets_tests.databases import Database
 
 
 @pytest.fixture(params=PLATFORMS)
@@ -35,3 +38,9 @@ def checkpoint_platform(request: pytest.FixtureRequest, tmp_path: Path) -> Check
 def delta_platform(request: pytest.FixtureRequest, tmp_path: Path) -> DeltaPlatform:
     """Engines that share our checkpoint and keep Delta tables in a local folder."""
     return DELTA_PLATFORMS[request.param](tmp_path)
+
+
+@pytest.fixture(params=REPLICA_PLATFORMS)
+def replica_platform(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> ReplicaPlatform:
+    """Every engine, beside a real database."""
+    return REPLICA_PLATFORMS[request.param](tmp_path, database)

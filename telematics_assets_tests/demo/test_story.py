@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from telematics_assets.automation import STREAM_TAG
-from telematics_assets.catalog import FILE_STREAMS, TELEMATICS
+from telematics_assets.catalog import FILE_STREAMS, REPLICATED_TABLES, TELEMATICS
+from telematics_assets.demo.insurer import NEW_COLUMN
 from telematics_assets.demo.story import Summary, _Story, tell
 from telematics_assets.engines.embedded import open_engine
 from telematics_assets.errors import PermanentError, RunLimitError, VolumeUnavailableError
@@ -74,18 +75,19 @@ def test_three_waves_become_two_tables_with_every_record_once(told: Told) -> Non
 
 def test_the_summary_is_what_the_engine_says(told: Told) -> None:
     engine = open_engine(told.settings)
-    assert [(t.table, t.rows, t.version) for t in engine.tables()] == [
-        (t.table, t.rows, t.version) for t in told.summary.tables
-    ]
+    files = {(table.table, table.rows, table.version) for table in told.summary.tables}
+    mirrors = {(mirror.table, mirror.rows, mirror.version) for mirror in told.summary.mirrors}
+    assert {(table.table, table.rows, table.version) for table in engine.tables()} == files | mirrors
     for stream in FILE_STREAMS:
         pending = engine.look(stream)
         assert (pending.files, pending.waiting) == (0, 0)
 
 
 def test_each_wave_is_one_run_per_stream_that_a_sensor_started(told: Told) -> None:
-    runs = list(reversed(told.instance.get_runs()))
-    assert tuple(run.run_id for run in runs) == told.summary.runs
-    assert [run.status for run in runs] == [dg.DagsterRunStatus.SUCCESS] * 6
+    everything = list(reversed(told.instance.get_runs()))
+    assert tuple(run.run_id for run in everything) == told.summary.runs
+    assert {run.status for run in everything} == {dg.DagsterRunStatus.SUCCESS}
+    runs = everything[:6]
     assert [run.tags[STREAM_TAG] for run in runs] == ["telematics", "telematics_test"] * 3
     assert [run.job_name for run in runs] == ["load_telematics", "load_telematics_test"] * 3
     assert {run.tags["dagster/sensor_name"] for run in runs} == {"telematics_files", "telematics_test_files"}
@@ -104,10 +106,38 @@ def test_materializations_checks_and_observations_are_in_the_history(told: Told)
         assert len(seen) >= 3
     evaluated = [
         record
-        for run_id in told.summary.runs
+        for run_id in told.summary.runs[:6]
         for record in told.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     ]
     assert len(evaluated) == 42
+
+
+def test_the_insurers_tables_are_mirrored_by_runs_of_the_schedule_and_its_database_is_stopped(told: Told) -> None:
+    runs = [told.instance.get_run_by_id(run_id) for run_id in told.summary.runs[6:]]
+    assert [run and run.tags.get("dagster/schedule_name") for run in runs] == ["supabase_replication"] * 2
+    mirrors = {mirror.source: mirror for mirror in told.summary.mirrors}
+    assert list(mirrors) == [table.source for table in REPLICATED_TABLES]
+    for mirror in mirrors.values():
+        assert mirror.rows == mirror.inserted - mirror.deleted > 0
+    assert mirrors["public.policies"].deleted >= 3
+    assert min(mirrors["public.policies"].updated, mirrors["public.drivers"].updated) > 0
+    policies = open_engine(told.settings).state(told.settings.names.bronze("supabase_policies"))
+    assert policies is not None
+    assert NEW_COLUMN in [column.name for column in policies.columns]
+
+    assert "supabase 1/2 first look: schedule supabase_replication started run" in told.printed
+    assert "workspace.01_bronze.supabase_customers" in told.printed
+    assert not (told.settings.local_supabase / "connection.json").exists()
+    assert not (told.settings.local_supabase / "postgres" / "data" / "postmaster.pid").exists()
+
+
+def test_a_database_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
+    settings = load_settings({"TELEMATICS_HOME": str(tmp_path), "SUPABASE_HOST": "127.0.0.1"})
+    console = paper()
+    summary = tell(settings, console=console, timeout_s=300, streams=())
+    assert (summary.mirrors, summary.runs) == ((), ())
+    assert "a database of yours is configured" in read(console)
+    assert not settings.local_supabase.exists()
 
 
 def test_one_line_per_phase_then_a_summary_and_the_next_step_last(told: Told) -> None:
@@ -129,7 +159,7 @@ def test_one_line_per_phase_then_a_summary_and_the_next_step_last(told: Told) ->
 def test_told_again_it_adds_three_more_waves_to_the_same_tables_and_the_same_history(told: Told) -> None:
     before = len(told.instance.get_runs())
     terminal = Console(file=io.StringIO(), width=200, force_terminal=True)
-    again = tell(told.settings, console=terminal, timeout_s=300, streams=(TELEMATICS,))
+    again = tell(told.settings, console=terminal, timeout_s=300, streams=(TELEMATICS,), replicated=())
     (table,) = again.tables
     assert (table.rows, table.files, table.files_quarantined) == (18_000, 24, 6)
     assert len(told.instance.get_runs()) == before + 3

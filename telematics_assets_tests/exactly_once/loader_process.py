@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from telematics_assets.catalog import FileStream, Names, TableContract
-from telematics_assets.engines.base import IngestReport, IngestRequest
+from telematics_assets.engines.base import IngestRequest
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.volumes.local import LocalVolume
@@ -40,11 +40,11 @@ def engine_of(home: Path, on_step: object = None) -> EmbeddedEngine:
     )
 
 
-def load_and_perhaps_die(load: Callable[[Callable[[str], None]], IngestReport], fate: Sequence[str]) -> None:
+def load_and_perhaps_die(load: Callable[[Callable[[str], None]], int], fate: Sequence[str]) -> None:
     """Say so, load, and say how many rows; SIGKILL at the named step for the nth time if one is given.
 
     Args:
-        load: Loads, and calls what it is given with each step.
+        load: Loads, calls what it is given with each step, and says how many rows.
         fate: Nothing, or a step and a number.
     """
     left = int(fate[1]) if fate else -1
@@ -58,8 +58,8 @@ def load_and_perhaps_die(load: Callable[[Callable[[str], None]], IngestReport], 
 
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    report = load(on_step)
-    sys.stdout.write(f"{report.rows}\n")
+    rows = load(on_step)
+    sys.stdout.write(f"{rows}\n")
     sys.stdout.flush()
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     """Load once; SIGKILL at the named step if one is given."""
     request = IngestRequest(full_refresh="--full-refresh" in sys.argv)
     home, format, *fate = [argument for argument in sys.argv[1:] if argument != "--full-refresh"]
-    load_and_perhaps_die(lambda on_step: engine_of(Path(home), on_step).ingest(stream_of(format), request), fate)
+    load_and_perhaps_die(lambda on_step: engine_of(Path(home), on_step).ingest(stream_of(format), request).rows, fate)
 
 
 if __name__ == "__main__":

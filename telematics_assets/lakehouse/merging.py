@@ -1,0 +1,271 @@
+"""One merge by primary key through delta-rs, in bounded memory.
+
+Belongs here: how a merge is asked of delta-rs, and the guards around it.
+Does not belong here: the commit's place in the protocol (`delta.py`), what is merged, Dagster.
+
+Facts about delta-rs 1.6: a source that Python makes piece by piece hangs it, so the source is a table in memory; a
+column that is null for all rows must be in the source too, once columns are added; `a IS DISTINCT FROM b OR c` is read
+as `a IS DISTINCT FROM (b OR c)`; a merge that changes no row commits nothing; and it keeps in memory all rows of every
+file that it reads and finds no key in, so that two changed rows in eight million took 3 GiB. Where keys are close
+together the merge is told their ranges, and reads few such files. Where they are not, the rows are replaced by their
+keys in one commit: the change data feed then shows an update as delete and insert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, WriterProperties
+
+#: Bytes of data files without a changed row that a merge may read; as rows they take several times as much.
+HELD_BYTES = 64 << 20
+#: Column that holds a row's data file while keys are looked for.
+FILE = "__file"
+_MARKER = "__gone"
+_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is merged; see `lakehouse.base.Table.merge`."""
+
+    rows: pa.Table
+    gone: pa.Table
+    key: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def keys(self) -> pl.DataFrame:
+        """All keys."""
+        names = list(self.key)
+        return pl.concat([pl.DataFrame(self.rows.select(names)), pl.DataFrame(self.gone.select(names))])
+
+    def added(self, mine: pa.Schema) -> list[str]:
+        """Columns that a table has not."""
+        return [name for name in self.rows.schema.names if name not in mine.names]
+
+    def compared(self, mine: pa.Schema) -> list[str]:
+        """Columns of a table by which a row is another one."""
+        others = (*self.key, *self.unseen)
+        return [name for name in self.rows.schema.names if name in mine.names and name not in others]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the changed rows lie in the table's files.
+
+    Attributes:
+        ranges: A condition on the first key column that they all fulfil, as SQL; None if there is none worth saying.
+        held: Bytes of files without a changed row that are read all the same.
+    """
+
+    ranges: str | None
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What is replaced by key.
+
+    Attributes:
+        rows: The new rows.
+        predicate: All keys that rows are replaced, inserted or removed of; "" if there are none.
+        inserted: How many have no row in the table.
+        updated: How many have one.
+        deleted: How many only go away.
+    """
+
+    rows: pa.Table
+    predicate: str
+    inserted: int
+    updated: int
+    deleted: int
+
+
+def merge(
+    handle: DeltaTable,
+    changes: Changes,
+    mine: pa.Schema,
+    commit: CommitProperties,
+    writer: WriterProperties,
+    ranges: str | None = None,
+) -> dict[str, Any]:
+    """Merge, and say delta-rs' own figures of it.
+
+    Args:
+        handle: The open table.
+        changes: What is merged.
+        mine: The table's schema.
+        commit: Positions and texts of the commit.
+        writer: How data files are written.
+        ranges: See `Spread`.
+    """
+    added = changes.added(mine)
+    marker = _MARKER
+    while marker in changes.rows.schema.names or marker in mine.names:
+        marker += "_"
+    schema = pa.schema([*mine, *(changes.rows.schema.field(name) for name in added), (marker, pa.bool_())])
+    source = pa.concat_tables(
+        [_shaped(changes.rows, schema, marker, gone=False), _shaped(changes.gone, schema, marker, gone=True)]
+    )
+    compared = changes.compared(mine)
+    differs = [f"(target.{_sql(name)} IS DISTINCT FROM source.{_sql(name)})" for name in compared]
+    # Nothing else tells 0.0 from -0.0.
+    zeros = [_sql(name) for name in compared if pa.types.is_floating(mine.field(name).type)]
+    differs += [f"(target.{zero} = 0 AND 1.0 / target.{zero} <> 1.0 / source.{zero})" for zero in zeros]
+    differs += [f"(source.{_sql(name)} IS NOT NULL)" for name in added]
+    values = {_sql(name): f"source.{_sql(name)}" for name in schema.names if name != marker}
+    is_gone = f"source.{_sql(marker)}"
+    same = [f"(target.{_sql(name)} = source.{_sql(name)})" for name in changes.key]
+    merger = handle.merge(
+        source,
+        " AND ".join([*same, *([ranges] if ranges else [])]),
+        source_alias="source",
+        target_alias="target",
+        merge_schema=bool(added),
+        commit_properties=commit,
+        writer_properties=writer,
+    )
+    if changes.gone.num_rows:
+        merger = merger.when_matched_delete(is_gone)
+    if changes.rows.num_rows:
+        if differs:
+            merger = merger.when_matched_update(values, predicate=f"(NOT {is_gone}) AND ({' OR '.join(differs)})")
+        merger = merger.when_not_matched_insert(values, predicate=f"NOT {is_gone}")
+    return dict(merger.execute())
+
+
+def find(rows: pl.LazyFrame, changes: Changes) -> pl.LazyFrame:
+    """Which files hold keys that change: file, and smallest and largest of the first key column.
+
+    Args:
+        rows: The table's rows, with `FILE`.
+        changes: What is merged.
+    """
+    names = list(changes.key)
+    first = pl.col(names[0])
+    found = rows.select(*names, FILE).join(changes.keys.lazy(), on=names, how="semi")
+    return found.group_by(FILE).agg(first.min().alias("low"), first.max().alias("high"))
+
+
+def spread(found: pl.DataFrame, changes: Changes, adds: pa.Table) -> Spread:
+    """How the changed rows lie in the table's files.
+
+    Args:
+        found: What `find` gave.
+        changes: What is merged.
+        adds: The table's data files, flat, with their statistics.
+    """
+    name = changes.key[0]
+    files = pl.DataFrame(adds)
+    touched = {path.rpartition("/")[2] for path in found[FILE].to_list()}
+    names = [unquote(path).rpartition("/")[2] for path in files["path"].to_list()]
+    is_touched = pl.Series([name in touched for name in names], dtype=pl.Boolean)
+    untouched = files.filter(~is_touched)
+    low, high = f"min.{name}", f"max.{name}"
+    kind = changes.rows.schema.field(name).type
+    if low not in files.columns or not (pa.types.is_integer(kind) or pa.types.is_string(kind)) or found.is_empty():
+        return Spread(None, int(untouched["size_bytes"].sum()))
+    bounds = list(zip(found["low"].to_list(), found["high"].to_list(), strict=True))
+    column = f"target.{_sql(name)}"
+    within = [f"({column} >= {_literal(least)} AND {column} <= {_literal(most)})" for least, most in bounds]
+    overlaps = pl.any_horizontal(
+        *((pl.col(high) >= pl.lit(least)) & (pl.col(low) <= pl.lit(most)) for least, most in bounds)
+    )
+    read = untouched.filter(overlaps.fill_null(True))
+    return Spread(f"({' OR '.join(within)})", int(read["size_bytes"].sum()))
+
+
+def replacement(before: pl.DataFrame, changes: Changes, mine: pa.Schema) -> Replacement | None:
+    """What to replace by key, or None if there is no telling such keys in SQL.
+
+    Args:
+        before: The rows of these keys that are in the table.
+        changes: What is merged.
+        mine: The table's schema, with added columns.
+    """
+    names = list(changes.key)
+    if len(names) > 1 and any(
+        changes.keys[name].str.contains(_SEPARATOR, literal=True).any()
+        for name in names
+        if pa.types.is_string(mine.field(name).type)
+    ):
+        return None
+    given = pl.DataFrame(_shaped(changes.rows, mine, "", gone=False))
+    pairs = given.join(before, on=names, how="left", suffix="__before", coalesce=True, maintain_order="left")
+    there = given.select(names).join(before.select(names).with_columns(__there=True), on=names, how="left")
+    is_there = there["__there"].fill_null(False)
+    differs = pl.any_horizontal(
+        pl.lit(False),
+        *(pl.col(name).ne_missing(pl.col(f"{name}__before")) for name in changes.compared(mine)),
+        *(
+            (pl.col(name) == 0) & ((1 / pl.col(name)) != (1 / pl.col(f"{name}__before")))
+            for name in changes.compared(mine)
+            if pa.types.is_floating(mine.field(name).type)
+        ),
+    ).fill_null(False)
+    changed = ~is_there | pairs.select(differs).to_series()
+    lost = pl.DataFrame(changes.gone.select(names)).join(before, on=names, how="semi")
+    predicate = _predicate(pl.concat([given.filter(changed).select(names), lost]), names, mine)
+    if predicate is None:
+        return None
+    inserted = int((~is_there).sum())
+    rows = _shaped(changes.rows.filter(pa.array(changed.to_list(), pa.bool_())), mine, "", gone=False)
+    return Replacement(rows, predicate, inserted, int(changed.sum()) - inserted, lost.height)
+
+
+def _predicate(keys: pl.DataFrame, names: Sequence[str], mine: pa.Schema) -> str | None:
+    if keys.is_empty():
+        return ""
+    if len(names) == 1 and pa.types.is_integer(mine.field(names[0]).type):
+        return f"{_sql(names[0])} IN ({', '.join(map(str, keys[names[0]].to_list()))})"
+    expressions, texts = [], []
+    for name in names:
+        kind, column = mine.field(name).type, keys[name]
+        if pa.types.is_string(kind):
+            expressions.append(_sql(name))
+            texts.append(column)
+        elif pa.types.is_integer(kind):
+            expressions.append(f"CAST({_sql(name)} AS VARCHAR)")
+            texts.append(column.cast(pl.String))
+        elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            number = "INT" if pa.types.is_date(kind) else "BIGINT"
+            expressions.append(f"CAST(CAST({_sql(name)} AS {number}) AS VARCHAR)")
+            texts.append(column.to_physical().cast(pl.String))
+        elif pa.types.is_decimal(kind):
+            expressions.append(f"CAST({_sql(name)} AS VARCHAR)")
+            texts.append(pl.Series([format(value, "f") for value in column.to_list()], dtype=pl.String))
+        else:
+            return None
+    expression = expressions[0]
+    if len(names) > 1:
+        expression = f"concat_ws('{_SEPARATOR}', {', '.join(expressions)})"
+    joined = pl.DataFrame({str(n): text for n, text in enumerate(texts)})
+    values = joined.select(pl.concat_str(pl.all(), separator=_SEPARATOR)).to_series().to_list()
+    return f"{expression} IN ({', '.join(map(_literal, values))})"
+
+
+def _shaped(table: pa.Table, schema: pa.Schema, marker: str, *, gone: bool) -> pa.Table:
+    rows = table.num_rows
+    columns = [
+        pa.chunked_array([pa.repeat(pa.scalar(gone), rows)], pa.bool_())
+        if field.name == marker
+        else table[field.name].cast(field.type)
+        if field.name in table.schema.names
+        else pa.chunked_array([pa.nulls(rows, field.type)], field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _sql(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(value: object) -> str:
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)

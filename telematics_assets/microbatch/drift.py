@@ -1,0 +1,110 @@
+"""The source's columns against bronze's: what came, went, or became something else since the last batch.
+
+Belongs here: telling so, and what follows from it.
+Does not belong here: which type becomes which (`types.py`), reading rows, Dagster.
+
+A column that is added without a default is null in every row, and is simply added. Whatever may have changed rows
+without their being written (a default, a type, a column of the same name that is another one) takes a new snapshot,
+which compares all rows. A column that is gone stays in bronze: its values stay until their rows change, then they are
+null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from telematics_assets.lakehouse.types import delta_type
+from telematics_assets.microbatch.source import SourceTable
+from telematics_assets.microbatch.types import ColumnPlan, arrow_schema
+
+#: Column of every replicated table: when its row last changed here, by the source's clock.
+REPLICATED_AT = "_replicated_at"
+REPLICATED_AT_FIELD = pa.field(
+    REPLICATED_AT,
+    pa.timestamp("us", "UTC"),
+    metadata={"comment": "When the batch that last changed the row began, by the source's clock."},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a table as they travel, and what tells them from others of the same name."""
+
+    plans: tuple[ColumnPlan, ...]
+    facts: Mapping[str, Sequence[str]]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The bronze schema."""
+        return arrow_schema(self.plans).append(REPLICATED_AT_FIELD)
+
+    @property
+    def fingerprint(self) -> int:
+        """Another number for other columns, small enough for a position."""
+        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).digest()
+        return int.from_bytes(digest[:7], "big")
+
+
+def columns_of(plans: Sequence[ColumnPlan], source: SourceTable) -> Columns:
+    """The columns of a table that is read by these plans."""
+    facts = {}
+    for plan in plans:
+        column = source.column(plan.source)
+        assert column is not None
+        # A hashed column's comment tells which key it was hashed with.
+        how = plan.comment if plan.form == "hash" else plan.form
+        facts[plan.name] = (str(column.number), column.type, plan.expression, delta_type(plan.arrow), how)
+    return Columns(tuple(plans), facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How the columns differ from bronze's.
+
+    Attributes:
+        added: Columns that bronze has not.
+        gone: Columns of bronze that the source has not, or that are left out now.
+        retyped: Columns whose bronze type is another one now: name, type in bronze, type now.
+        altered: Columns that are not what they were, in a type that bronze can hold; None if that is not known.
+    """
+
+    added: tuple[str, ...]
+    gone: tuple[str, ...]
+    retyped: tuple[tuple[str, str, str], ...]
+    altered: tuple[str, ...] | None
+
+    def notes(self, source: str) -> tuple[str, ...]:
+        """What a reader should know, one line each."""
+        return tuple(
+            f"Column {name} is gone from {source}, or left out: bronze keeps its values until their rows change."
+            for name in self.gone
+        )
+
+
+def drift(columns: Columns, bronze: pa.Schema, before: Mapping[str, Sequence[str]] | None) -> Drift:
+    """Compare columns with bronze.
+
+    Args:
+        columns: The source's columns now.
+        bronze: The schema of the bronze table.
+        before: The facts of the last batch; None if they are not known.
+    """
+    own = {name.lower(): name for name in bronze.names}
+    added = tuple(name for name in columns.schema.names if name not in bronze.names)
+    gone = tuple(name for name in bronze.names if name not in columns.schema.names and name != REPLICATED_AT)
+    retyped = [
+        (field.name, delta_type(bronze.field(field.name).type), delta_type(field.type))
+        for field in columns.schema
+        if field.name in bronze.names and bronze.field(field.name).type != field.type
+    ]
+    # Delta does not tell names apart by case.
+    retyped += [(name, own[name.lower()], name) for name in added if name.lower() in own]
+    altered = None
+    if before is not None:
+        altered = tuple(name for name, facts in columns.facts.items() if name in before and [*before[name]] != [*facts])
+    return Drift(added, gone, tuple(retyped), altered)

@@ -1,0 +1,160 @@
+"""A replication that is killed anywhere, or meets another one, loses nothing and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from telematics_assets.catalog import Names, ReplicationMode
+from telematics_assets.errors import TransientError
+from telematics_assets.lakehouse.delta import DeltaLakehouse
+from telematics_assets.microbatch.replicate import STEPS
+from telematics_assets.microbatch.sql import TableSetup, setup_sql
+from telematics_assets_tests.databases import Database
+from telematics_assets_tests.exactly_once.test_kills import Killed, elsewhere, kill, stop_at
+from telematics_assets_tests.microbatch.replicate_process import replicate, table_of
+
+MODES: tuple[ReplicationMode, ...] = ("row_xid", "xmin", "updated_at", "snapshot")
+AGAIN = tuple(step for step in STEPS if step != "table_created")
+
+
+@pytest.fixture
+def policies(database: Database) -> Database:
+    """A table of a hundred rows: three pieces of a snapshot."""
+    database.run(
+        "CREATE TABLE policies (id int8 PRIMARY KEY, name text, updated_at timestamptz DEFAULT clock_timestamp())"
+    )
+    database.run(setup_sql([TableSetup("public", "policies", ("id",))], role=database.role))
+    database.run("INSERT INTO policies SELECT i, repeat('row ' || i, 10) FROM generate_series(1, 100) i")
+    return database
+
+
+def change(database: Database, wave: int) -> None:
+    """Change, add and delete some rows in every range of keys."""
+    database.run(
+        f"UPDATE policies SET name = 'wave {wave}', updated_at = clock_timestamp() WHERE id % 7 = {wave % 7}",
+        f"DELETE FROM policies WHERE id % 13 = {wave % 13}",
+        f"INSERT INTO policies SELECT {wave + 1} * 1000 + i, 'new' FROM generate_series(1, 10) i",
+    )
+
+
+def bronze(home: Path, mode: ReplicationMode) -> pl.DataFrame:
+    """The bronze rows by id."""
+    table = DeltaLakehouse(home / "tables").open(Names().bronze(table_of(mode).target))
+    assert table is not None
+    return pl.DataFrame(table.read(["id", "name"])).sort("id")
+
+
+def assert_mirrored(home: Path, database: Database, mode: ReplicationMode) -> None:
+    """Bronze is the source, row by row, and its change data feed leads to it."""
+    with database.connect() as connection:
+        rows = connection.execute("SELECT id, name FROM policies ORDER BY id").fetchall()
+    found = bronze(home, mode)
+    assert found.rows() == rows
+    path = home / "tables" / Names().bronze(table_of(mode).target).location
+    feed = pl.DataFrame(DeltaTable(path).load_cdf(starting_version=0).read_all())
+    change = pl.col("_change_type").replace_strict(
+        {"insert": 1, "update_postimage": 1, "update_preimage": -1, "delete": -1}, return_dtype=pl.Int64
+    )
+    balance = feed.group_by("id", "name").agg(change.sum().alias("there")).filter(pl.col("there") != 0)
+    assert balance.sort("id").select("id", "name", "there").rows() == [(*row, 1) for row in rows]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("occurrence", [1, 2])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_snapshot_that_dies_at_any_step_is_finished_by_the_next(
+    tmp_path: Path, policies: Database, mode: ReplicationMode, step: str, occurrence: int
+) -> None:
+    if step == "table_created" and occurrence == 2:
+        occurrence = 1
+    lakehouse = DeltaLakehouse(tmp_path / "tables")
+    with pytest.raises(Killed):
+        replicate(lakehouse, policies.supabase, table_of(mode), stop_at(step, occurrence, kill))
+    change(policies, 1)
+    replicate(lakehouse, policies.supabase, table_of(mode))
+    assert_mirrored(tmp_path, policies, mode)
+    change(policies, 2)
+    replicate(lakehouse, policies.supabase, table_of(mode))
+    assert_mirrored(tmp_path, policies, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("step", AGAIN)
+def test_a_batch_and_a_full_snapshot_that_die_at_any_step_are_finished_by_the_next(
+    tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
+) -> None:
+    lakehouse = DeltaLakehouse(tmp_path / "tables")
+    replicate(lakehouse, policies.supabase, table_of(mode))
+    for wave, full in enumerate((False, True), 3):
+        change(policies, wave)
+        with pytest.raises(Killed):
+            replicate(lakehouse, policies.supabase, table_of(mode), stop_at(step, 1, kill), full=full)
+        rows = bronze(tmp_path, mode).height
+        assert rows > 60, "readers never see an empty table"
+        replicate(lakehouse, policies.supabase, table_of(mode))
+        assert_mirrored(tmp_path, policies, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("began", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_another_replication_at_any_step_wins_and_this_one_stops_cleanly(
+    tmp_path: Path, policies: Database, mode: ReplicationMode, step: str, began: bool
+) -> None:
+    lakehouse = DeltaLakehouse(tmp_path / "tables")
+    table = table_of(mode)
+    if began:
+        replicate(lakehouse, policies.supabase, table)
+        change(policies, 1)
+    slow = stop_at(step, 1, lambda: elsewhere(lambda: replicate(lakehouse, policies.supabase, table)))
+    report = replicate(lakehouse, policies.supabase, table, slow)
+    if step in ("opened", "cut_taken", "reading", "extracted") and (began or step != "opened"):
+        assert report.yielded
+    replicate(lakehouse, policies.supabase, table)
+    assert_mirrored(tmp_path, policies, mode)
+
+
+def test_a_process_killed_at_one_step_after_the_other_loses_and_repeats_nothing(
+    tmp_path: Path, policies: Database
+) -> None:
+    for wave, step in enumerate(STEPS):
+        if wave:
+            change(policies, wave)
+        run = start(tmp_path, policies, "row_xid", step, "1")
+        run.communicate(timeout=60)
+        assert run.returncode == -signal.SIGKILL or step == "table_created"
+    run = start(tmp_path, policies, "row_xid")
+    run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert_mirrored(tmp_path, policies, "row_xid")
+
+
+def test_processes_that_replicate_at_the_same_time_lose_and_repeat_nothing(
+    tmp_path: Path, policies: Database, soak_factor: int
+) -> None:
+    for wave in range(2 * soak_factor):
+        change(policies, wave)
+        runs = [start(tmp_path, policies, "row_xid") for _ in range(3)]
+        for run in runs:
+            run.communicate(timeout=60)
+        assert [run.returncode for run in runs].count(0) >= 1
+    with suppress(TransientError):
+        replicate(DeltaLakehouse(tmp_path / "tables"), policies.supabase, table_of("row_xid"))
+    assert_mirrored(tmp_path, policies, "row_xid")
+
+
+def start(home: Path, database: Database, mode: str, *fate: str) -> subprocess.Popen[str]:
+    """Start a replication as a process."""
+    parameters = json.dumps(asdict(database.supabase))
+    command = [sys.executable, "-m", "telematics_assets_tests.microbatch.replicate_process"]
+    return subprocess.Popen([*command, str(home), parameters, mode, *fate], stdout=subprocess.PIPE, text=True)
