@@ -268,8 +268,8 @@ class Replicator:
 
     def _described(self, session: Session, table: Table | None, cut: Cut) -> _Batch:
         source = describe(session, self._declared.source)
-        rows = Rows(session, self._declared, source, cut)
         key = self._key(session, source)
+        rows = Rows(session, self._declared, source, cut)
         plans = plan_columns(source, self._declared.exclude, self._declared.hash, self._hash_key, key)
         plans = tuple(self._as_position(plan, source) for plan in plans)
         if lost := [name for name in key if name not in {plan.source for plan in plans if plan.form != "hash"}]:
