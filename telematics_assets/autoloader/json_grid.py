@@ -136,7 +136,9 @@ class Separators:
 
     def __init__(self, block: Block) -> None:
         """Take all commas."""
-        self._block = block
+        # Not the block itself, which holds this: memory of a cycle waits for the collector.
+        self._text, self._offsets, self._escapes = block.text, block.offsets, block.escapes
+        self._starts, self._ends = block.starts, block.ends
         self._are_outside = False
         self._take(np.flatnonzero(block.text == _COMMA))
 
@@ -151,9 +153,9 @@ class Separators:
     def edges(self, lines: Ints, commas: int) -> Ints:
         """What bounds the values of lines that have so many commas: the byte before a line, each comma, its end."""
         found = np.empty((len(lines), commas + 2), np.intp)
-        found[:, 0] = self._block.starts[lines]
+        found[:, 0] = self._starts[lines]
         found[:, 0] -= 1
-        found[:, -1] = self._block.ends[lines]
+        found[:, -1] = self._ends[lines]
         if len(lines) and lines[-1] - lines[0] == len(lines) - 1:
             first = self._first[lines[0]]
             found[:, 1:-1] = self._commas[first : first + len(lines) * commas].reshape(len(lines), commas)
@@ -163,22 +165,22 @@ class Separators:
 
     def _take(self, commas: Ints) -> None:
         self._commas = commas
-        bounds = np.searchsorted(commas, self._block.offsets)
+        bounds = np.searchsorted(commas, self._offsets)
         self._first = bounds[:-1]
         #: How many each line has.
         self.counts = np.diff(bounds)
 
     def _inside_strings(self) -> Mask:
-        text = self._block.text
+        text = self._text
         quotes = text == _QUOTE
-        if self._block.escapes:
+        if self._escapes:
             slashes = np.flatnonzero(text == _BACKSLASH)
             order = np.arange(len(slashes))
             run_starts = np.maximum.accumulate(np.where(np.diff(slashes, prepend=-2) > 1, order, 0))
             quotes[slashes[(order - run_starts) % 2 == 0] + 1] = False  # slashes of a run escape in pairs
         odd = (np.cumsum(quotes, dtype=np.uint8) & 1).astype(bool)
-        odd_before = np.zeros(self._block.lines, bool)
-        odd_before[1:] = odd[self._block.starts[1:] - 1]
+        odd_before = np.zeros(len(self._starts), bool)
+        odd_before[1:] = odd[self._starts[1:] - 1]
         return cast(Mask, odd[self._commas] != np.repeat(odd_before, self.counts))
 
 

@@ -18,7 +18,8 @@ from typing import Generic, TypeVar
 
 from telematics_assets.autoloader.chunks import RecordTooLongError
 
-_WORKERS = min(4, os.cpu_count() or 1)
+#: As many as this process may use: more would only pass the interpreter's lock around.
+_WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 Part = TypeVar("Part")
 Made = TypeVar("Made")

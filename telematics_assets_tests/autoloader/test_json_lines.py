@@ -10,6 +10,8 @@ import base64
 import gzip
 import io
 import json
+import platform
+import resource
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -745,3 +747,20 @@ def test_short_records_of_many_columns_come_in_small_chunks(multi_line: bool) ->
     values = [chunk.table[f"c{number}"].to_pylist() for chunk in chunks for number in range(50)]
     assert sorted(int(v) for column in values for v in column if v is not None) == list(range(rows))
     assert sum(chunk.table.num_rows for chunk in chunks) == rows
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such habit to be kept from")
+def test_blocks_take_the_memory_of_those_before_them() -> None:
+    names = [f"value_{number}" for number in range(20)]
+    lines = [json.dumps(dict.fromkeys(names, number), separators=(",", ":")) for number in range(20_000)]
+    content = "\n".join(lines).encode()
+    target = schema(*names)
+
+    def faulted() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        chunks = read_json(io.BytesIO(content), target, rescued_column="_rescued_data", raw_column=None, file_path=FILE)
+        assert sum(chunk.table.num_rows for chunk in chunks) == len(lines)
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
+
+    # Blocks that give their memory back take eight times the file anew, with each file again.
+    assert min(faulted() for _ in range(3)) < 2 * len(content)
