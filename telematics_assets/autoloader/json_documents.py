@@ -1,7 +1,7 @@
 """JSON documents: where the records of a file are that is not made of lines.
 
 Belongs here: cutting a document into its elements, in bounded memory, and whether a document is closed.
-Does not belong here: what an element is (`json_exact.py`), rows and columns (`json_lines.py`), Dagster.
+Does not belong here: what an element is (`json_exact.py`), rows and columns (`json_rows.py`), Dagster.
 
 A document is one value, or several one after another. A top-level object is one record; of a top-level array every
 element is one. Elements are told by brackets, commas and strings alone, so that an element that is no JSON object

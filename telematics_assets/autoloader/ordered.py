@@ -1,7 +1,7 @@
 """Work on several pieces at a time, and ahead of who takes them.
 
 Belongs here: threads under a generator that keeps order and bounds what waits.
-Does not belong here: what the work is (`json_lines.py`, `delimited.py`), Dagster.
+Does not belong here: what the work is (`json_rows.py`, `delimited.py`), Dagster.
 """
 
 from __future__ import annotations

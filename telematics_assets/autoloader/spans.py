@@ -1,7 +1,7 @@
 """Columns cut out of a block of text by position.
 
 Belongs here: what the readers of text share about Arrow's string columns.
-Does not belong here: where values stand (`json_lines.py`, `delimited.py`), Dagster.
+Does not belong here: where values stand (`json_grid.py`, `delimited.py`), Dagster.
 """
 
 from __future__ import annotations
