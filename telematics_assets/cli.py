@@ -701,10 +701,7 @@ def beside(context: typer.Context) -> None:
     """Run a command while the demo's database runs; if another database is configured, just the command."""
     from telematics_assets.demo.local_supabase import run_beside
 
-    code, note = run_beside(context.args, load_settings())
-    if note:
-        _note(note)
-    raise typer.Exit(code)
+    raise typer.Exit(run_beside(context.args, load_settings(), _note))
 
 
 @app.command(hidden=True)

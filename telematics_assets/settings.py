@@ -47,6 +47,7 @@ VARIABLES: Mapping[str, tuple[str, str]] = {
     "TELEMATICS_SENSOR_SECONDS": ("5", "Interval of the landing sensors, seconds."),
     "TELEMATICS_REPLICATE_MINUTES": ("5", "Interval of the schedule that replicates the Supabase tables, minutes."),
     "TELEMATICS_MAX_RUN_SECONDS": ("3600", "A run older than this no longer counts as in flight, seconds."),
+    "TELEMATICS_DEMO_CHANGE_SECONDS": ("60", "While make dev runs: time between changes in its database; 0: none."),
     "SUPABASE_DB_URL": (
         "",
         "Supabase's transaction pooler, postgresql://role.project-ref:password@host:6543/postgres.",
@@ -75,6 +76,7 @@ class Settings:
         sensor_seconds: Interval of the landing sensors, seconds.
         replicate_minutes: Interval of the schedule of the replicated tables, minutes.
         max_run_seconds: Age at which a run no longer counts as in flight, seconds.
+        demo_change_seconds: Time between two changes in the demo's database while `make dev` runs, or 0 for none.
         dagster_home: `DAGSTER_HOME` as set, or None.
         supabase: The database to replicate, or None if none is configured, or wrongly. Where nothing is configured it
             is the demo's, while that runs.
@@ -92,6 +94,7 @@ class Settings:
     sensor_seconds: int = 5
     replicate_minutes: int = 5
     max_run_seconds: int = 3600
+    demo_change_seconds: float = 60.0
     dagster_home: Path | None = None
     supabase: Supabase | None = None
     supabase_parts: Mapping[str, str] = field(default_factory=dict)
@@ -225,6 +228,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         sensor_seconds=max(1, round(number("TELEMATICS_SENSOR_SECONDS", 1))),
         replicate_minutes=minutes("TELEMATICS_REPLICATE_MINUTES"),
         max_run_seconds=max(1, round(number("TELEMATICS_MAX_RUN_SECONDS", 1))),
+        demo_change_seconds=number("TELEMATICS_DEMO_CHANGE_SECONDS", 0),
         dagster_home=Path(dagster_home) if dagster_home else None,
         supabase=supabase,
         supabase_parts={

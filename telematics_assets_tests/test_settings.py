@@ -43,6 +43,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "TELEMATICS_INCOMPLETE_SECONDS": "0",
             "TELEMATICS_SENSOR_SECONDS": "30",
             "TELEMATICS_MAX_RUN_SECONDS": "7200",
+            "TELEMATICS_DEMO_CHANGE_SECONDS": "0.5",
             "DAGSTER_HOME": str(tmp_path / "dagster"),
             "UNRELATED": "x",
         }
@@ -55,6 +56,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         incomplete_seconds=0.0,
         sensor_seconds=30,
         max_run_seconds=7200,
+        demo_change_seconds=0.5,
         dagster_home=tmp_path / "dagster",
     )
 

@@ -1,6 +1,7 @@
 """The insurer's database: tables whose vehicles are the simulated fleet's, and a business that goes on.
 
-Belongs here: its tables, what fills them, and rounds of changes, over any psycopg connection of the database's owner.
+Belongs here: its tables, what fills them, and changes in rounds or little by little, over any psycopg connection of the
+database's owner.
 Does not belong here: the server (`local_supabase.py`), what is declared of the tables (`catalog.py`), Dagster.
 
 The same seed gives the same rows: all that looks random is made of MD5 sums of seed and number, on the server, as whole
@@ -254,6 +255,30 @@ UPDATE public.policies SET policy_no = policy_no || '-A' WHERE policy_no IN (
 _DELETE = """
 DELETE FROM public.customers WHERE id IN (SELECT id FROM public.customers ORDER BY md5(%(salt)s || id) LIMIT 2)
 """
+#: Little by little: nothing grows without end, however long it goes on. The vehicles of the fleet stay.
+_FLEET = 100
+_LITTLE = (
+    """
+    UPDATE public.policies SET premium_eur = 250 + demo.pick(%(salt)s || policy_no || 'premium', 150000) / 100.0
+    WHERE demo.pick(%(salt)s || policy_no, 100) = 1
+    """,
+    """
+    UPDATE public.claims SET state = 'paid', paid_eur = claimed_eur
+    WHERE state = 'assessed' AND demo.pick(%(salt)s || policy_no || claim_no, 10) = 1
+    """,
+    """
+    UPDATE public.claims SET state = 'assessed'
+    WHERE state = 'reported' AND demo.pick(%(salt)s || policy_no || claim_no, 10) = 1
+    """,
+)
+_ONE_LEAVES = f"""
+WITH one AS (
+    SELECT id, customer_id FROM public.vehicles WHERE id >= {_FLEET} ORDER BY md5(%(salt)s || id) LIMIT 1
+), gone AS (
+    DELETE FROM public.vehicles WHERE id IN (SELECT id FROM one)
+)
+DELETE FROM public.customers WHERE id IN (SELECT customer_id FROM one)
+"""
 _COUNT = "SELECT " + " + ".join(f"(SELECT count(*) FROM public.{name})" for name in _KEYS)
 
 
@@ -375,3 +400,18 @@ def change(
     if late is not None:
         late.execute("COMMIT")
     return Changes(inserted, updated, int(before - after), key_changed, NEW_COLUMN if add_column else None)
+
+
+def change_a_little(connection: Connection, *, seed: int = 0) -> None:
+    """What a minute brings: one customer comes and one goes, a few premiums and claims change; all in one transaction.
+
+    Args:
+        connection: Of the database's owner.
+        seed: The same seed and rows give the same changes.
+    """
+    with connection.transaction():
+        (highest,) = connection.execute("SELECT coalesce(max(id), -1) + 1 FROM public.vehicles").fetchone() or (0,)
+        salt = {"salt": f"{seed}-{highest}"}
+        fill(connection, customers=1, seed=seed, first=highest)
+        for statement in (*_LITTLE, _ONE_LEAVES):
+            connection.execute(statement, salt)

@@ -1,6 +1,6 @@
 """A Supabase of one's own: PostgreSQL and a transaction pooler on loopback, with the insurer's database in it.
 
-Belongs here: starting and stopping both as one.
+Belongs here: starting and stopping both as one, and letting the business go on meanwhile.
 Does not belong here: what is in the database (`insurer.py`), the server and the pooler themselves (`testing/`), how
 others find it (`microbatch/local.py`), Dagster.
 """
@@ -12,8 +12,9 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,11 @@ class LocalSupabase:
         """The way in through the pooler, as the role that only reads."""
         assert self._supabase is not None, "it is not started"
         return self._supabase
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another process has it open, and keeps it when this object is closed."""
+        return self._shared is not None
 
     @contextmanager
     def owner(self) -> Iterator[psycopg.Connection[Any]]:
@@ -139,6 +145,31 @@ class LocalSupabase:
     ) -> None:
         self.stop()
 
+    @contextmanager
+    def going_on(self, seconds: float) -> Iterator[None]:
+        """Let the business go on while the block lasts: a few rows change, again and again.
+
+        Args:
+            seconds: Time between two changes.
+        """
+        import psycopg
+
+        over = threading.Event()
+
+        def go_on() -> None:
+            while not over.wait(seconds):
+                # A server that was killed, or is asked for too much, is left alone until the next time.
+                with suppress(psycopg.Error), self.owner() as connection:
+                    insurer.change_a_little(connection)
+
+        thread = threading.Thread(target=go_on, name="business", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def _hash_key(self) -> str:
         """The key of hashed columns: the same for as long as the folder is there."""
         file = self._folder / _HASH_KEY
@@ -152,24 +183,34 @@ def is_configured(settings: Settings) -> bool:
     return bool(settings.supabase_parts.keys() - {"hash_key"})
 
 
-def run_beside(command: Sequence[str], settings: Settings) -> tuple[int, str | None]:
-    """Run a command while the demo's database runs; both end together.
+def run_beside(command: Sequence[str], settings: Settings, say: Callable[[str], None]) -> int:
+    """Run a command while the demo's database runs and its business goes on; all end together.
 
     Args:
         command: The command with its arguments.
         settings: The deployment. Where it names a database of its own, or wrongly, only the command is run.
+        say: Takes what is to be known about the database.
 
     Returns:
-        The command's exit code, and what kept the database from running, or None.
+        The command's exit code.
     """
     if is_configured(settings):
-        return _run(command), None
+        return _run(command)
     try:
         local = LocalSupabase(settings.local_supabase).start()
     except (MissingExtraError, PostgresStartError) as error:
-        return _run(command), f"There is no database of the demo's: {error}"
-    with local:
-        return _run(command), None
+        say(f"There is no database of the demo's: {error}")
+        return _run(command)
+    seconds = settings.demo_change_seconds
+    with local, local.going_on(seconds) if seconds and not local.is_shared else nullcontext():
+        if local.is_shared:
+            say("The demo's database runs already, for another process of this home, and ends with that.")
+        elif seconds:
+            say(
+                f"The demo's database runs, and a few of its rows change every {seconds:g} s "
+                "(TELEMATICS_DEMO_CHANGE_SECONDS=0: none do)."
+            )
+        return _run(command)
 
 
 def _run(command: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from telematics_assets.catalog import REPLICATED_TABLES
 from telematics_assets.demo.fleet import FleetPlan, points, vin
-from telematics_assets.demo.insurer import change, create, fill, is_seeded
+from telematics_assets.demo.insurer import change, change_a_little, create, fill, is_seeded
 from telematics_assets.errors import OptionError
 from telematics_assets.microbatch.discover import drift, find_tables, suggest
 from telematics_assets.microbatch.session import transaction
@@ -99,6 +99,24 @@ def test_a_round_inserts_updates_deletes_and_commits_late(database: Database, in
     again = change(insurer, seed=1)
     assert again.key_changed == 1
     assert rows(insurer, "SELECT count(*) FROM customers") == [(66,)]
+
+
+def test_little_by_little_something_changes_and_nothing_grows(database: Database, insurer: Connection) -> None:
+    fill(insurer, customers=60, first=60)
+    counts = "SELECT (SELECT count(*) FROM customers), (SELECT count(*) FROM vehicles), (SELECT count(*) FROM policies)"
+    before, counted = content(insurer), rows(insurer, counts)
+
+    for _ in range(3):
+        change_a_little(insurer)
+        after = content(insurer)
+        assert after != before
+        before = after
+
+    assert rows(insurer, counts) == counted
+    assert rows(insurer, "SELECT count(*) >= 3 FROM telematics.tombstones") == [(True,)]
+    assert rows(insurer, "SELECT max(premium_eur) < 2000, max(id) FROM policies, vehicles") == [(True, 122)]
+    # The vehicles that send files stay.
+    assert rows(insurer, "SELECT count(*) FROM vehicles WHERE id < 100") == [(100,)]
 
 
 def test_a_fleet_without_customers_is_refused(insurer: Connection) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import dagster as dg
 import pytest
 
 from telematics_assets.demo.insurer import change
-from telematics_assets.demo.local_supabase import LocalSupabase
+from telematics_assets.demo.local_supabase import LocalSupabase, run_beside
 from telematics_assets.errors import SupabaseUnavailableError
 from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.microbatch.session import transaction
@@ -87,6 +89,41 @@ def test_a_second_user_shares_it_and_does_not_stop_it(home: Path, local: LocalSu
         assert second.supabase == local.supabase
         with second.owner() as connection:
             connection.execute("SELECT FROM public.policies")
+    assert count(local.supabase, "customers") > 0
+
+
+def test_its_business_goes_on_while_somebody_wants_it_to(local: LocalSupabase) -> None:
+    newest = "SELECT max(id) FROM public.vehicles"
+
+    def highest() -> int:
+        with transaction(local.supabase) as session:
+            return int(session.value(newest))
+
+    before = highest()
+    with local.going_on(0.05):
+        deadline = time.monotonic() + 30
+        while highest() < before + 2:
+            assert time.monotonic() < deadline
+    after = highest()
+    time.sleep(0.2)
+    assert highest() == after
+
+
+def test_a_command_beside_it_hears_of_it_and_ends_it(home: Path, local: LocalSupabase, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def beside(home: Path, **variables: str) -> bool:
+        look = "import pathlib, sys; sys.exit(3 + pathlib.Path(sys.argv[1]).exists())"
+        command = [sys.executable, "-c", look, str(home / "supabase" / "connection.json")]
+        return run_beside(command, settings_of(home, **variables), said.append) == 4
+
+    assert beside(tmp_path)
+    assert "every 60 s (TELEMATICS_DEMO_CHANGE_SECONDS=0" in said.pop()
+    assert not (tmp_path / "supabase" / "connection.json").exists()
+    assert not beside(tmp_path, SUPABASE_HOST="127.0.0.1")
+    assert said == []
+    assert beside(home)
+    assert "another process" in said.pop()
     assert count(local.supabase, "customers") > 0
 
 
