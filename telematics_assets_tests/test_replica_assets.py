@@ -27,7 +27,16 @@ from telematics_assets.engines.base import (
 )
 from telematics_assets.errors import ReplicationError, SupabaseError, SupabaseUnavailableError
 from telematics_assets.testing import MemoryEngine, MemorySource
-from telematics_assets_tests.orchestra import CLAIMS, POLICIES, insurer, replicas_of, replicate, replicated
+from telematics_assets_tests.orchestra import (
+    CLAIMS,
+    POLICIES,
+    definitions_of,
+    insurer,
+    parquet_points,
+    replicas_of,
+    replicate,
+    replicated,
+)
 
 BOTH = [replica_key(POLICIES), replica_key(CLAIMS)]
 
@@ -67,7 +76,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def values(event: dg.AssetMaterialization) -> dict[str, Any]:
+def values(event: dg.AssetMaterialization | dg.AssetObservation) -> dict[str, Any]:
     return {name: entry.value for name, entry in event.metadata.items()}
 
 
@@ -190,6 +199,27 @@ def test_without_a_database_the_run_says_what_to_set(instance: dg.DagsterInstanc
     result = replicate(MemoryEngine(), instance)
     assert not result.success
     assert "SUPABASE_DB_URL" in failure(result)
+
+
+def test_without_a_database_a_run_of_everything_loads_the_files_and_stays_green(instance: dg.DagsterInstance) -> None:
+    engine = MemoryEngine()
+    engine.volume.put("parquet/a.parquet", parquet_points())
+    everything = definitions_of(engine).resolve_implicit_global_asset_job_def()
+    result = everything.execute_in_process(instance=instance, raise_on_error=False)
+    assert result.success
+    assert {event.asset_key for event in result.get_asset_materialization_events() if event.asset_key} == {
+        dg.AssetKey(["bronze", "telematics"]),
+        dg.AssetKey(["bronze", "telematics_test"]),
+    }
+    said = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert [line for line in said if "left as they are" in line and "SUPABASE_DB_URL" in line]
+
+
+def test_the_tables_of_the_database_are_seen(instance: dg.DagsterInstance) -> None:
+    result = replicate(insurer(), instance)
+    seen = {event.asset_key: values(event) for event in result.asset_observations_for_node("replicate_supabase")}
+    assert set(seen) == {source_key(POLICIES), source_key(CLAIMS)}
+    assert seen[source_key(POLICIES)]["lag_seconds"] == 0.0
 
 
 def test_a_database_that_does_not_answer_is_tried_again(instance: dg.DagsterInstance) -> None:

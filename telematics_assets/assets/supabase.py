@@ -22,7 +22,7 @@ from pydantic import Field
 from telematics_assets.assets.boundary import failures_for_dagster
 from telematics_assets.assets.files import PROCESS_TAG, RETRY_POLICY, ProgressLog
 from telematics_assets.catalog import Names, ReplicatedTable, find_table
-from telematics_assets.engines.base import Engine, ReplicateReport, ReplicateRequest
+from telematics_assets.engines.base import Engine, ReplicateReport, ReplicateRequest, SourceStatus
 from telematics_assets.errors import (
     PermanentError,
     SupabaseError,
@@ -143,6 +143,10 @@ def _replicated(
     done = _materialized_before(context)
     # Asked once, before any table: of ten refused logins the database locks the user out.
     status = engine.source_status()
+    if status.state == "not configured" and context.job_def.asset_layer.selected_asset_keys - by_key.keys():
+        # Whoever materializes everything there is did not ask for these: the files are loaded, the run stays green.
+        context.log.warning(f"The replicated tables are left as they are. {status.message}")
+        return
     if selected and status.state != "unreachable":
         # One that does not answer is tried again with the first table, for longer.
         status.require()
@@ -156,6 +160,7 @@ def _replicated(
                 context.log.info(f"{table.source}: replicating into {engine.names.bronze(table.target)}")
                 report = engine.replicate(table, request, ProgressLog(context.log))
                 context.log.info(_in_words(report))
+                context.log_event(_observation(table, report, status))
                 yield dg.MaterializeResult(
                     asset_key=key,
                     metadata=replication_metadata(engine, table, report),
@@ -234,6 +239,12 @@ def _told(error: Exception) -> str:
     if isinstance(error, TelematicsError):
         return str(error)
     return f"{type(error).__name__}: {error}. This is a fault of the program, or of what it runs on: report it."
+
+
+def _observation(table: ReplicatedTable, report: ReplicateReport, status: SourceStatus) -> dg.AssetObservation:
+    """What a batch saw of the table in the database: the UI then shows when it was last looked at."""
+    metadata = {"position": report.position, "lag_seconds": report.lag_seconds, "database": status.message}
+    return dg.AssetObservation(source_key(table), metadata={k: v for k, v in metadata.items() if v is not None})
 
 
 def _in_words(report: ReplicateReport) -> str:
