@@ -46,7 +46,7 @@ def test_discovered_tables_are_printed_as_python_and_as_one_json_document(
     database.run("CREATE TABLE public.orders (id int PRIMARY KEY)", "CREATE TABLE public.policies (id int PRIMARY KEY)")
     printed = telematics("discover")
     made: dict[str, tuple[ReplicatedTable, ...]] = {}
-    exec(printed.stdout, {"ReplicatedTable": ReplicatedTable}, made)
+    exec(printed.stdout, {}, made)
     assert [table.source for table in made["REPLICATED_TABLES"]] == ["public.orders", "public.policies"]
     # Something of the shipped declarations is there, so that the rest is missing.
     assert "public.customers: It is declared and not in the database." in printed.stderr

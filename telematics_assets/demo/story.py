@@ -333,8 +333,12 @@ class _Story:
         (schedule,) = daemon.schedules
         with self._phase(f"{label}: asking schedule {schedule.name}"):
             requests, reason = daemon.tick_schedule(schedule)
-        if not requests:
-            raise PermanentError(f"Schedule {schedule.name} starts no run. {reason}")
+            while not requests:
+                # `make dev` beside it may be replicating just now.
+                if time.monotonic() > began + _PATIENCE_S:
+                    raise PermanentError(f"Schedule {schedule.name} starts no run. {reason}")
+                time.sleep(0.5)
+                requests, reason = daemon.tick_schedule(schedule)
         result = self._execute(label, daemon, schedule, requests[0])
         tables = [_mirror_summary(result, table, self._settings.names) for table in self._replicated]
         told = ", ".join(f"{sum(getattr(t, kind) for t in tables):,} {kind}" for kind in _COUNTED)

@@ -208,8 +208,8 @@ def suggest(found: Sequence[FoundTable]) -> tuple[Suggestion, ...]:
 
 
 def declarations(suggestions: Sequence[Suggestion]) -> str:
-    """The suggestions as Python that `catalog.py` or a module of one's own can hold."""
-    lines = ["REPLICATED_TABLES = ("]
+    """The suggestions as a Python module."""
+    lines = ["from telematics_assets.catalog import ReplicatedTable", "", "REPLICATED_TABLES = ("]
     for each in suggestions:
         notes = [f"    # {note}" for note in each.notes]
         if each.declaration is None:

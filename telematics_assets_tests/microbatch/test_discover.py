@@ -62,7 +62,7 @@ def test_the_printed_declarations_are_python_that_declares_the_tables(database: 
     )
     text = declarations(suggest(look(database.supabase)))
     made: dict[str, tuple[ReplicatedTable, ...]] = {}
-    exec(text, {"ReplicatedTable": ReplicatedTable}, made)
+    exec(text, {}, made)
 
     assert {(table.source, table.target) for table in made["REPLICATED_TABLES"]} == {
         ("sales.Orders", "supabase_sales_Orders"),
