@@ -218,7 +218,8 @@ def test_without_a_database_a_run_of_everything_loads_the_files_and_stays_green(
 def test_the_tables_of_the_database_are_seen(instance: dg.DagsterInstance) -> None:
     result = replicate(insurer(), instance)
     seen = {event.asset_key: values(event) for event in result.asset_observations_for_node("replicate_supabase")}
-    assert set(seen) == {source_key(POLICIES), source_key(CLAIMS)}
+    assert set(seen) == {DATABASE_KEY, source_key(POLICIES), source_key(CLAIMS)}
+    assert seen[DATABASE_KEY]["database"] == "A database in memory."
     assert seen[source_key(POLICIES)]["lag_seconds"] == 0.0
 
 

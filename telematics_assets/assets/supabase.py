@@ -22,7 +22,7 @@ from pydantic import Field
 from telematics_assets.assets.boundary import failures_for_dagster
 from telematics_assets.assets.files import PROCESS_TAG, RETRY_POLICY, ProgressLog
 from telematics_assets.catalog import Names, ReplicatedTable, find_table
-from telematics_assets.engines.base import Engine, ReplicateReport, ReplicateRequest, SourceStatus
+from telematics_assets.engines.base import Engine, ReplicateReport, ReplicateRequest
 from telematics_assets.errors import (
     PermanentError,
     SupabaseError,
@@ -91,7 +91,8 @@ def source_specs(tables: Sequence[ReplicatedTable]) -> Sequence[dg.AssetSpec]:
     owners = list(dict.fromkeys(owner for table in tables for owner in table.contract.owners))
     database = dg.AssetSpec(
         key=DATABASE_KEY,
-        description="The Supabase database (PostgreSQL) whose tables are replicated.",
+        description="The Supabase database (PostgreSQL) whose tables are replicated. With `make dev`, and nothing "
+        "configured, it is the demo's: a few of its rows change every minute.",
         group_name="supabase",
         kinds={"postgres", "supabase"},
         owners=owners,
@@ -150,6 +151,7 @@ def _replicated(
     if selected and status.state != "unreachable":
         # One that does not answer is tried again with the first table, for longer.
         status.require()
+        context.log_event(dg.AssetObservation(DATABASE_KEY, metadata={"database": status.message}))
     failures = _Failures()
     for key, table in by_key.items():
         report: ReplicateReport | None = None
@@ -160,7 +162,7 @@ def _replicated(
                 context.log.info(f"{table.source}: replicating into {engine.names.bronze(table.target)}")
                 report = engine.replicate(table, request, ProgressLog(context.log))
                 context.log.info(_in_words(report))
-                context.log_event(_observation(table, report, status))
+                context.log_event(_observation(table, report))
                 yield dg.MaterializeResult(
                     asset_key=key,
                     metadata=replication_metadata(engine, table, report),
@@ -241,9 +243,9 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}. This is a fault of the program, or of what it runs on: report it."
 
 
-def _observation(table: ReplicatedTable, report: ReplicateReport, status: SourceStatus) -> dg.AssetObservation:
+def _observation(table: ReplicatedTable, report: ReplicateReport) -> dg.AssetObservation:
     """What a batch saw of the table in the database: the UI then shows when it was last looked at."""
-    metadata = {"position": report.position, "lag_seconds": report.lag_seconds, "database": status.message}
+    metadata = {"position": report.position, "lag_seconds": report.lag_seconds and round(report.lag_seconds, 3)}
     return dg.AssetObservation(source_key(table), metadata={k: v for k, v in metadata.items() if v is not None})
 
 

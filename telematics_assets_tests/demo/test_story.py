@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -129,6 +131,16 @@ def test_the_insurers_tables_are_mirrored_by_runs_of_the_schedule_and_its_databa
     assert "workspace.01_bronze.supabase_customers" in told.printed
     assert not (told.settings.local_supabase / "connection.json").exists()
     assert not (told.settings.local_supabase / "postgres" / "data" / "postmaster.pid").exists()
+
+
+def test_the_example_of_the_docs_joins_what_was_driven_to_who_insures_it(told: Told, repository: Path) -> None:
+    page = (repository / "docs" / "supabase.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(import polars.*?)```", page, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(example.replace(".telematics/", f"{told.settings.home}/"), made)
+    # Two customers left, whosever vehicles theirs are.
+    assert 10 <= made["driven"].height <= 12
+    assert made["driven"]["points"].min() > 0
 
 
 def test_a_database_of_the_users_own_is_left_alone(tmp_path: Path) -> None:

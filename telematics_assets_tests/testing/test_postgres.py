@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -27,6 +29,7 @@ _ROOT = os.geteuid() == 0
 _HOLD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from telematics_assets.testing.postgres import LocalPostgres
 server = LocalPostgres(Path(sys.argv[1])).start()
 print(server.port, server.password, flush=True)
@@ -218,3 +221,11 @@ def test_anybody_may_run_it(folder: Path) -> None:
         if _ROOT:
             assert (folder / "data").stat().st_uid == user
     assert not listens(int(port))
+
+
+def test_the_example_of_the_docs_runs_as_printed(tmp_path: Path, repository: Path) -> None:
+    page = (repository / "docs" / "connecting.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(example, made)
+    made["test_orders_arrive"](tmp_path)
