@@ -17,7 +17,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -198,14 +198,14 @@ class _Story:
             home = prepare_dagster_home(folder, [*(pool_name(stream) for stream in self._streams), POOL])
             definitions = build_definitions(self._streams, self._settings, tables=self._replicated)
             engine, volume = open_engine(self._settings), open_volume(self._settings)
-        with dg.DagsterInstance.from_config(str(home)) as instance:
+        with dg.DagsterInstance.from_config(str(home)) as instance, self._database() as database:
             self._instance = instance
             daemon = _Daemon(definitions, instance)
             for number, (name, drift, dirty) in enumerate(WAVES, 1):
                 label = f"wave {number}/{len(WAVES)} {name}"
                 self._land(label, volume, drift=drift, dirty=dirty)
                 self._load(label, engine, daemon)
-            mirrors = self._mirror(daemon)
+            mirrors = self._mirror(daemon, database)
         with self._phase("counting what the tables hold"):
             tables = tuple(filter(None, (_table_summary(engine, stream) for stream in self._streams)))
         export = f"export DAGSTER_HOME={shlex.quote(str(home))}"
@@ -297,27 +297,42 @@ class _Story:
         self._run_id = None
         return result
 
-    def _mirror(self, daemon: _Daemon) -> tuple[MirrorSummary, ...]:
-        """Start the demo's database, let its business go on, and mirror every round of it."""
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[Future[LocalSupabase] | None]:
+        """The demo's database, which starts while the waves are loaded and is stopped in the end; None without one."""
         if not self._replicated:
-            return ()
+            yield None
+            return
         from telematics_assets.demo.local_supabase import LocalSupabase, is_configured
 
         if is_configured(self._settings):
-            self._say("supabase: a database of yours is configured; the demo leaves it alone")
+            yield None
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="database") as beside:
+            starting = beside.submit(lambda: LocalSupabase(self._settings.local_supabase).start())
+            try:
+                yield starting
+            finally:
+                if starting.exception() is None:
+                    starting.result().stop()
+
+    def _mirror(self, daemon: _Daemon, database: Future[LocalSupabase] | None) -> tuple[MirrorSummary, ...]:
+        """Let the business of the demo's database go on, and mirror every round of it."""
+        if database is None:
+            if self._replicated:
+                self._say("supabase: a database of yours is configured; the demo leaves it alone")
             return ()
         try:
             with self._phase("starting the demo's database"):
-                local = LocalSupabase(self._settings.local_supabase).start()
+                local = database.result()
         except (MissingExtraError, PostgresStartError) as error:
             self._say(f"supabase: there is no database of the demo's. {error}")
             return ()
-        with local:
-            due = ROUNDS if local.is_new else ROUNDS[1:]
-            rounds = [
-                self._mirror_round(f"supabase {number}/{len(due)} {name}", local, daemon, changes=changes)
-                for number, (name, changes) in enumerate(due, 1)
-            ]
+        due = ROUNDS if local.is_new else ROUNDS[1:]
+        rounds = [
+            self._mirror_round(f"supabase {number}/{len(due)} {name}", local, daemon, changes=changes)
+            for number, (name, changes) in enumerate(due, 1)
+        ]
         return tuple(
             replace(last, **{kind: sum(getattr(each[number], kind) for each in rounds) for kind in _COUNTED})
             for number, last in enumerate(rounds[-1])
