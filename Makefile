@@ -72,7 +72,7 @@ dev: $(STAMP) ## Open the Dagster UI on http://127.0.0.1:3000 (PORT=…), with t
 
 .PHONY: test
 test: $(STAMP) ## Run all tests in parallel and hold the coverage (TESTS=… picks some, without coverage)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(if $(TESTS),$(TESTS),--cov)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(TESTS),$(TESTS),--cov)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, format and types
@@ -82,7 +82,7 @@ lint: $(STAMP) ## Check style, format and types
 
 .PHONY: soak
 soak: $(STAMP) ## Run the kill and race tests for much longer, and the whole house under kills for 10 minutes
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --soak $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --soak $(TESTS)
 
 .PHONY: bench
 bench: $(STAMP) ## Measure speed and memory against their floors on this machine

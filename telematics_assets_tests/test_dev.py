@@ -40,9 +40,6 @@ PROMISED_SECONDS = 15.0
 #: Nothing here takes longer, however slow and busy the machine is.
 LIMIT_SECONDS = 240.0
 
-# Two of them at once would measure each other.
-pytestmark = pytest.mark.xdist_group("dagster_dev")
-
 _SERVER = "{ version }"
 _TICKS = """query($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor) { ... on Sensor {
     sensorState { ticks(limit: 1) { timestamp } } } } }"""

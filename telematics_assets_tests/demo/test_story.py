@@ -50,10 +50,6 @@ def read(console: Console) -> str:
     return console.file.getvalue()
 
 
-#: The story is told once for all of them.
-pytestmark = pytest.mark.xdist_group("demo")
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     settings = settings_of(tmp_path_factory.mktemp("demo") / "home")
@@ -184,7 +180,7 @@ def test_told_again_it_adds_three_more_waves_to_the_same_tables_and_the_same_his
 def test_dagster_home_is_respected_when_it_is_set(tmp_path: Path) -> None:
     settings = load_settings({"TELEMATICS_HOME": str(tmp_path / "home"), "DAGSTER_HOME": str(tmp_path / "elsewhere")})
     with pytest.raises(RunLimitError):
-        tell(settings, console=paper(), timeout_s=0)
+        tell(settings, console=paper(), timeout_s=0, replicated=())
     deadline = time.monotonic() + 60
     while not (tmp_path / "elsewhere" / "dagster.yaml").exists():
         assert time.monotonic() < deadline
@@ -198,7 +194,7 @@ def test_a_failed_run_ends_the_demo_with_the_runs_own_error(tmp_path: Path) -> N
     _somebody_elses_table(table)
     console = paper()
     with pytest.raises(PermanentError) as failure:
-        tell(settings, console=console, timeout_s=300, streams=(TELEMATICS,))
+        tell(settings, console=console, timeout_s=300, streams=(TELEMATICS,), replicated=())
     assert str(failure.value).startswith("Run ")
     assert "of job load_telematics failed: " in str(failure.value)
     assert "workspace.01_bronze.telematics" in str(failure.value)

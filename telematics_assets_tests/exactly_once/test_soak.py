@@ -39,9 +39,6 @@ FILES_PER_MINUTE = 60
 #: Loaders beside the sensors' runs.
 RACERS = 2
 
-# Two of them at once, or `test_dev.py` beside it, would starve each other.
-pytestmark = pytest.mark.xdist_group("dagster_dev")
-
 
 @dataclass
 class Racer:
