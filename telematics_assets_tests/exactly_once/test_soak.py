@@ -30,7 +30,10 @@ import pyarrow as pa
 import pytest
 
 from telematics_assets.assets.files import PROCESS_TAG
-from telematics_assets.catalog import FILE_STREAMS, TELEMATICS, TELEMATICS_TEST
+from telematics_assets.catalog import FILE_STREAMS, TELEMATICS, TELEMATICS_TEST, FileStream
+from telematics_assets.engines.base import FileState
+from telematics_assets.engines.embedded import open_engine
+from telematics_assets.settings import load_settings
 from telematics_assets_tests.exactly_once.reconciliation import LOCATION, Account, reconcile, unreadable_files
 from telematics_assets_tests.test_dev import House
 
@@ -153,8 +156,8 @@ def test_a_feed_under_kills_and_races_becomes_rows_exactly_once(
             house.wait_until(lambda: runs_by_status(house)["SUCCESS"] > 0, "a run has done what no racer took from it")
             feed.send_signal(signal.SIGINT)
             fed, _ = feed.communicate(timeout=60)
-            house.wait_until(lambda: loaded_whole(chaos), "everything that landed is loaded", pause_seconds=0.5)
-            skipped = {stream.name: states(chaos, stream.name, "SKIPPED_CORRUPTED") for stream in FILE_STREAMS}
+            house.wait_until(lambda: loaded_whole(house, chaos), "everything that landed is loaded", pause_seconds=0.5)
+            skipped = {stream.name: states(house, stream, "SKIPPED_CORRUPTED") for stream in FILE_STREAMS}
         finally:
             feed.kill()
             feed.wait()
@@ -191,22 +194,22 @@ def runs_by_status(house: House) -> collections.Counter[str]:
         return collections.Counter(run.status.value for run in instance.get_runs())
 
 
-def loaded_whole(chaos: Chaos) -> bool:
+def loaded_whole(house: House, chaos: Chaos) -> bool:
     """Load what is left; whether nothing was."""
     with chaos.command("load", "--json", stdout=subprocess.PIPE) as process:
         out, _ = process.communicate(timeout=300)
     assert process.returncode in (0, 75)
     nothing_left = not any(report["batches"] for report in json.loads(out))
     return (
-        process.returncode == 0 and nothing_left and not any(states(chaos, s.name, "DISCOVERED") for s in FILE_STREAMS)
+        process.returncode == 0
+        and nothing_left
+        and not any(states(house, stream, "DISCOVERED") for stream in FILE_STREAMS)
     )
 
 
-def states(chaos: Chaos, stream: str, state: str) -> set[str]:
+def states(house: House, stream: FileStream, state: FileState) -> set[str]:
     """The stream's files in a state."""
-    with chaos.command("files", stream, "--state", state, "--json", stdout=subprocess.PIPE) as process:
-        out, _ = process.communicate(timeout=120)
-    return {file["path"] for file in json.loads(out)}
+    return {file.path for file in open_engine(load_settings({"TELEMATICS_HOME": str(house.home)})).files(stream, state)}
 
 
 # -- the reconciliation itself -----------------------------------------------------------------------------------------
