@@ -56,6 +56,11 @@ def file_columns(source: BinaryIO, stream: FileStream) -> Columns:
     return [(key, None) for key in keys]
 
 
+def reads_together(stream: FileStream) -> bool:
+    """Whether small files of a stream may be read together: Parquet, of which folders say nothing."""
+    return stream.format == "parquet" and not stream.options.partition_names
+
+
 def sample_file(sample: Sample, source: BinaryIO, stream: FileStream) -> None:
     """Add a file to a sample of the values of a stream's columns, for `infer_column_types`.
 

@@ -158,7 +158,7 @@ class _File:
     row_bytes: int
     #: How large the buffers are through which columns are read; 0 if columns are read whole.
     buffer: int
-    layout: _Layout
+    layout: Layout
 
 
 def _open(watched: Watched) -> _File:
@@ -177,11 +177,11 @@ def _open(watched: Watched) -> _File:
         # One read instead of a few per column: for small files the calls cost more than the bytes.
         watched.seek(0)
         content = pa.py_buffer(watched.read())
-    reader = _reader(content, "us")
-    layout = _layout(reader)
+    reader = open_reader(content, "us")
+    layout = layout_of(reader)
     row_bytes, buffer = _sizes(reader.metadata, size)
     if buffer:
-        reader = _reader(content, "us", buffer)
+        reader = open_reader(content, "us", buffer)
     return _File(reader, content, size, row_bytes, buffer, layout)
 
 
@@ -204,7 +204,14 @@ def _sizes(metadata: Any, size: int) -> tuple[int, int]:
     return row_bytes, min(_BUFFERS_BYTES // metadata.num_columns, _BUFFER_BYTES) if largest > _GROUP_BYTES else 0
 
 
-def _reader(content: Any, int96_unit: str, buffer: int = 0) -> Any:
+def open_reader(content: Any, int96_unit: str, buffer: int = 0) -> Any:
+    """A decoder that verifies checksums.
+
+    Args:
+        content: The file, or its bytes.
+        int96_unit: What INT96 timestamps are read as.
+        buffer: How large the buffers are through which columns are read; 0 reads them whole.
+    """
     # Without pre-buffering a row group is read column by column: the whole of it never waits in memory twice.
     return pq.ParquetFile(
         pa.PythonFile(content, mode="r") if isinstance(content, Watched) else pa.BufferReader(content),
@@ -253,7 +260,7 @@ def _batches(file: _File, rows: int) -> Iterator[list[pa.Array]]:
         return
     # Microseconds cut digits off, nanoseconds overflow before 1677 and after 2262, both silently: one proves the other.
     names = file.layout.schema.names
-    fine = _decoded(file, _reader(file.content, "ns", file.buffer), rows, list(int96))
+    fine = _decoded(file, open_reader(file.content, "ns", file.buffer), rows, list(int96))
     for batch, exact in zip(batches, fine, strict=True):
         columns = batch.columns
         for name, kinds in int96.items():
@@ -329,7 +336,7 @@ def _with_instants(kind: Any, int96: Iterator[bool]) -> Any:
     return pa.timestamp(kind.unit, "UTC") if next(int96) else kind
 
 
-class _Layout:
+class Layout:
     """What files with one schema have in common. Of thousands of small files it is found out once.
 
     Attributes:
@@ -342,7 +349,7 @@ class _Layout:
     def __init__(self, reader: Any) -> None:
         self._parquet, self._extra = reader.metadata.schema, reader.metadata.metadata
         self._paths = _paths(self._parquet)
-        self._placing: _Placing | None = None
+        self._placing: Placing | None = None
         leaves = range(len(self._paths))
         if not leaves:
             raise UnreadableFileError("Parquet without columns")
@@ -375,11 +382,11 @@ class _Layout:
         # Parquet's equality looks at leaves, not at the groups around them. Without a dot in a path there are none.
         return not any("." in path for path in self._paths) or bool(reader.schema_arrow == self._arrow)
 
-    def placing(self, target: pa.Schema, rescued_column: str) -> _Placing:
+    def placing(self, target: pa.Schema, rescued_column: str) -> Placing:
         """Where the columns go; kept for the next file."""
         placing = self._placing
         if placing is None or not placing.is_into(target, rescued_column):
-            placing = self._placing = _Placing(self.schema, target, rescued_column)
+            placing = self._placing = Placing(self.schema, target, rescued_column)
         return placing
 
 
@@ -387,19 +394,20 @@ def _paths(schema: Any) -> list[str]:
     return [schema.column(index).path for index in range(len(schema))]
 
 
-_recent_layout: _Layout | None = None
+_recent_layout: Layout | None = None
 
 
-def _layout(reader: Any) -> _Layout:
+def layout_of(reader: Any) -> Layout:
+    """The layout of a file; that of the file before, if it is the same."""
     # Threads share it: which file's layout is kept changes speed, never rows.
     global _recent_layout
     layout = _recent_layout
     if layout is None or not layout.is_of(reader):
-        layout = _recent_layout = _Layout(reader)
+        layout = _recent_layout = Layout(reader)
     return layout
 
 
-class _Placing:
+class Placing:
     """Where each column of files goes: into its column, or into the rescued data."""
 
     def __init__(self, schema: pa.Schema, target: pa.Schema, rescued_column: str) -> None:
@@ -415,6 +423,11 @@ class _Placing:
                 at = None
             same = at is not None and is_always_exact(field.type, self._fields[at].type)
             self._places.append((field.name, at, same))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every column of the files has its place."""
+        return all(at is not None for _, at, _ in self._places)
 
     def is_into(self, target: pa.Schema, rescued_column: str) -> bool:
         """Whether this is for such chunks."""

@@ -3,10 +3,10 @@
 Belongs here: how a plan's files become one Delta commit in this process, and the answers about tables.
 Does not belong here: the protocol of a batch (`autoloader/loader.py`), formats (`autoloader/`), other engines, Dagster.
 
-A batch streams: files are read one after another in chunks, and the writer pulls them, so that memory holds a few
-chunks
-however large the batch is. A file that turns out unreadable, changed or wider than the table after some of its rows
-were passed on ends the attempt before anything is committed; the next attempt knows better.
+A batch streams: files are read one after another in chunks, small ones some hundred at once, and the writer pulls them,
+so that memory holds a few chunks however large the batch is. A file that turns out unreadable, changed or wider than
+the table after some of its rows were passed on ends the attempt before anything is committed; the next attempt knows
+better.
 """
 
 from __future__ import annotations
@@ -29,10 +29,17 @@ import pyarrow as pa
 
 from telematics_assets.autoloader.checkpoint import FileResult, Plan, Result
 from telematics_assets.autoloader.chunks import Chunk
-from telematics_assets.autoloader.formats import Columns, file_columns, read_file, sample_file
+from telematics_assets.autoloader.formats import (
+    Columns,
+    file_columns,
+    read_file,
+    reads_together,
+    sample_file,
+)
 from telematics_assets.autoloader.inference import Sample
 from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, StreamLoader
 from telematics_assets.autoloader.ordered import Begun, ahead, in_order
+from telematics_assets.autoloader.parquet_together import Run, SmallFiles, first_of_each
 from telematics_assets.autoloader.schema import (
     changes,
     evolved,
@@ -106,8 +113,10 @@ STATISTICS_COLUMNS = 32
 
 #: A file up to this size is read in another thread, while those before it are passed on.
 SMALL_BYTES = 1 << 20
-#: So many small files that follow each other are given to a thread at once.
-GROUP_FILES = 16
+#: So many small files that follow each other, and so many bytes of them, are given to a thread at once.
+GROUP_FILES, GROUP_BYTES = 16, 1 << 20
+#: The same for files that are read together, and how many are read one by one rather.
+TOGETHER_FILES, TOGETHER_BYTES, TOGETHER_LEAST = 500, 8 << 20, 8
 #: What a thread reads of them before their turn has come, in memory; the rest is read when it has.
 AHEAD_BYTES = 8 << 20
 #: Rows are put together until they are so many, or take so much memory: the writer pays per batch, holds a dozen of
@@ -446,7 +455,9 @@ class _Writer:
         options = stream.options
         sample = Sample(options.schema_inference_sample_files, options.sample_bytes)
         found: list[tuple[str, pa.DataType | None]] = []
-        for file in files[:SAMPLE_FILES] if stream.format == "json" and not options.infer_column_types else files:
+        if stream.format == "json" and not options.infer_column_types:
+            files = files[:SAMPLE_FILES]
+        for file in self._unlike(files) if reads_together(stream) else files:
             if sample.is_full:
                 break
             try:
@@ -459,6 +470,15 @@ class _Writer:
                 # The batch itself will say so, by name.
                 continue
         return [*found, *sample.columns()]
+
+    def _unlike(self, files: Sequence[FileEntry]) -> Iterator[FileEntry]:
+        """The files without those that have the columns of an earlier one."""
+        for group in _neighbours(files, TOGETHER_FILES, TOGETHER_BYTES):
+            if len(group) < TOGETHER_LEAST:
+                yield from group
+            else:
+                shown = first_of_each([content or b"" for content in self._volume.read_unchanged(group)])
+                yield from (file for number, file in enumerate(group) if number in shown)
 
     def write(
         self,
@@ -578,17 +598,16 @@ class _Rows:
         rows = 0
         total = len(self._plan.files)
         with closing(self._readings()) as readings:
-            for number, (file, parts) in enumerate(readings, 1):
-                verdict = self._known.verdicts.get(file.path)
-                if verdict is None:
-                    with closing(parts):
-                        result = yield from self._file(file, parts)
+            for reading in readings:
+                if isinstance(reading, _Together):
+                    found = yield from self._together(reading)
                 else:
-                    result = verdict
-                results.append(result)
-                rows += result.rows
-                self._on_step("file_read")
-                self._progress(Progress("read", file.path, number, total, rows))
+                    found = [(yield from self._read(reading))]
+                for result in found:
+                    results.append(result)
+                    rows += result.rows
+                    self._on_step("file_read")
+                    self._progress(Progress("read", result.path, len(results), total, rows))
         if self._wider:
             raise _RestartError
         self._progress(Progress("commit", f"committing {rows} rows of batch {self._plan.batch_id}", total, total, rows))
@@ -602,20 +621,77 @@ class _Rows:
             )
         )
 
-    def _readings(self) -> Generator[tuple[FileEntry, Begun[_Part]], None, None]:
-        """The plan's files in order, each with what it holds. Small ones are read in other threads by then."""
-        for begun in in_order(self._begin, _neighbours(self._plan.files)):
+    def _readings(self) -> Generator[_Alone | _Together, None, None]:
+        """The plan's files in order, each with what it holds, or many at once with their rows."""
+        if not reads_together(self._stream):
+            yield from self._one_by_one(self._plan.files)
+            return
+        rescued_column = self._stream.options.rescued_data_column
+        with closing(ahead(self._groups(), 1)) as groups:
+            for files, small in groups:
+                done = 0
+                shown = [f"{self._volume.location}/{file.path}" for file in files]
+                # Decoded here, so that the writer begins before the last of them.
+                for run in small.runs(self._target, rescued_column=rescued_column, file_paths=shown):
+                    yield from self._one_by_one(files[done : run.first])
+                    done = run.first + len(run.rows)
+                    yield _Together(files[run.first : done], run)
+                yield from self._one_by_one(files[done:])
+
+    def _groups(self) -> Generator[tuple[list[FileEntry], SmallFiles], None, None]:
+        """The plan's files in order; those of a group that are alike can be read together."""
+        others: list[FileEntry] = []
+        for files in _neighbours(self._plan.files, TOGETHER_FILES, TOGETHER_BYTES):
+            if not (small := self._small(files)):
+                others += files
+                continue
+            if others:
+                yield others, SmallFiles([])
+                others = []
+            yield files, small
+        yield others, SmallFiles([])
+
+    def _small(self, files: list[FileEntry]) -> SmallFiles:
+        wanted = [file for file in files if file.path not in self._known.verdicts]
+        if len(wanted) < TOGETHER_LEAST:
+            return SmallFiles([])
+        contents = dict(zip([file.path for file in wanted], self._volume.read_unchanged(wanted), strict=True))
+        return SmallFiles([contents.get(file.path) or b"" for file in files])
+
+    def _one_by_one(self, files: Sequence[FileEntry]) -> Iterator[_Alone]:
+        """Files in order. Small ones are read in other threads by then."""
+        for begun in in_order(self._begin, _neighbours(files, GROUP_FILES, GROUP_BYTES)):
             yield from begun
 
-    def _begin(self, files: list[FileEntry]) -> list[tuple[FileEntry, Begun[_Part]]]:
+    def _begin(self, files: list[FileEntry]) -> list[_Alone]:
         begun = []
         room = AHEAD_BYTES
         for file in files:
             parts = Begun(self._parts(file))
             if file.size <= SMALL_BYTES and file.path not in self._known.verdicts:
                 room -= parts.take(room, _held_bytes)
-            begun.append((file, parts))
+            begun.append(_Alone(file, parts))
         return begun
+
+    def _read(self, reading: _Alone) -> Generator[_Piece, None, FileResult]:
+        verdict = self._known.verdicts.get(reading.file.path)
+        if verdict is not None:
+            return verdict
+        with closing(reading.parts):
+            return (yield from self._file(reading.file, reading.parts))
+
+    def _together(self, reading: _Together) -> Generator[_Piece, None, list[FileResult]]:
+        files, run = reading.files, reading.run
+        if self._learn(files[0], run.columns) is not None:
+            # It changed since it was read, and has shown columns that it does not have.
+            results = []
+            for alone in self._one_by_one(files):
+                results.append((yield from self._read(alone)))
+            return results
+        if not self._wider:
+            yield _Piece(files, run.rows, Chunk(run.table), run.table.get_total_buffer_size())
+        counts = zip(files, run.rows, run.rescued, strict=True)
+        return [FileResult(file.path, "INGESTED", None, rows, rescued, 0) for file, rows, rescued in counts]
 
     def _parts(self, file: FileEntry) -> Generator[_Part, None, None]:
         """What reading a file brings: columns, rows, and at last what speaks against the file, if anything does."""
@@ -628,7 +704,8 @@ class _Rows:
                     for chunk in read_file(source, self._stream, self._target, shown, found.append, file.path):
                         yield from found
                         found.clear()
-                        yield _Piece(file, chunk, chunk.table.get_total_buffer_size())
+                        rows = chunk.table.num_rows
+                        yield _Piece([file], [rows], chunk, chunk.table.get_total_buffer_size())
             except UnreadableFileError as error:
                 verdict = FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
             except FileMissingError:
@@ -706,16 +783,18 @@ class _Rows:
 
     def _batches(self, pieces: list[_Piece]) -> Iterator[pa.RecordBatch]:
         tables = pa.concat_tables([piece.chunk.table for piece in pieces]).combine_chunks()
-        files = [piece.file for piece in pieces]
-        ends = np.cumsum([piece.chunk.table.num_rows for piece in pieces])
+        files = [file for piece in pieces for file in piece.files]
+        ends = np.cumsum([rows for piece in pieces for rows in piece.rows])
         for start in range(0, tables.num_rows, BATCH_ROWS):
             table = tables.slice(start, BATCH_ROWS)
             count = table.num_rows
             here = np.diff(np.clip(ends, start, start + count), prepend=start)
+            inside = np.flatnonzero(here)
+            here, theirs = here[inside], [files[number] for number in inside.tolist()]
             columns = dict(zip(table.schema.names, table.columns, strict=True))
-            columns[SOURCE_FILE] = _repeated([f"{self._volume.location}/{file.path}" for file in files], here)
-            modified = np.array([file.modified_ns // 1000 for file in files], np.int64)
-            columns[SOURCE_FILE_MODIFIED_AT] = pa.array(np.repeat(modified, here)).cast(_TIMESTAMP)
+            columns[SOURCE_FILE] = _repeated([f"{self._volume.location}/{file.path}" for file in theirs], here)
+            modified = np.repeat(np.array([file.modified_ns // 1000 for file in theirs], np.int64), here)
+            columns[SOURCE_FILE_MODIFIED_AT] = pa.Array.from_buffers(_TIMESTAMP, count, [None, pa.py_buffer(modified)])
             columns[BATCH_ID] = pa.repeat(pa.scalar(self._plan.batch_id, pa.int64()), count)
             columns[INGESTED_AT] = pa.repeat(pa.scalar(self._ingested_at, _TIMESTAMP), count)
             whole = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
@@ -724,9 +803,10 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some rows of one file, and how much memory they take."""
+    """Some rows of one file, or all of several, how many are whose, and how much memory they take."""
 
-    file: FileEntry
+    files: Sequence[FileEntry]
+    rows: Sequence[int]
     chunk: Chunk
     size: int
 
@@ -735,16 +815,33 @@ class _Piece:
 _Part = Columns | _Piece | FileResult
 
 
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """A file that is read by itself."""
+
+    file: FileEntry
+    parts: Begun[_Part]
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Files that were read at once."""
+
+    files: list[FileEntry]
+    run: Run
+
+
 def _held_bytes(part: _Part) -> int:
     return part.size if isinstance(part, _Piece) else 0
 
 
-def _neighbours(files: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
-    """Files that stand together, as many as are small together: a thread is asked once for all of them."""
+def _neighbours(files: Sequence[FileEntry], most: int, most_bytes: int) -> Iterator[list[FileEntry]]:
+    """Small files that stand together, up to a number and a size, and larger ones alone."""
     group: list[FileEntry] = []
     size = 0
     for file in files:
-        if group and (len(group) == GROUP_FILES or size + file.size > SMALL_BYTES):
+        fits = len(group) < most and size + file.size <= most_bytes
+        if group and not (fits and max(file.size, group[-1].size) <= SMALL_BYTES):
             yield group
             group, size = [], 0
         group.append(file)

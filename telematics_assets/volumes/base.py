@@ -9,6 +9,7 @@ Paths are relative to the Volume's root, separated by `/`, never start with `/` 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
@@ -115,6 +116,15 @@ class Volume(Protocol):
         """The whole content of a file."""
         ...
 
+    def read_unchanged(self, files: Sequence[FileEntry]) -> list[bytes | None]:
+        """The whole contents of small files that still are these: size, modification time and version tag.
+
+        Returns:
+            By file; None for one that is another one by now, before or after it was read, and for one that can't be
+            opened. What is the matter with it, `stat` and `open` say.
+        """
+        ...
+
     def create(self, path: str, data: bytes) -> bool:
         """Publish a new file atomically and durably, never replacing one.
 
@@ -147,6 +157,18 @@ class Volume(Protocol):
             False if there is none, or another one, which is untouched.
         """
         ...
+
+
+def read_if_unchanged(volume: Volume, file: FileEntry) -> bytes | None:
+    """What `Volume.read_unchanged` gives of one file, by three calls."""
+    try:
+        if volume.stat(file.path) != file:
+            return None
+        with volume.open(file.path) as source:
+            data = source.read()
+        return data if volume.stat(file.path) == file else None
+    except VolumeError:
+        return None
 
 
 def check_path(path: str) -> str:

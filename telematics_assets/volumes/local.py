@@ -18,7 +18,7 @@ import os
 import shutil
 import stat as stat_module
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -41,6 +41,8 @@ _PERMANENT = {
     errno.EINVAL,
     errno.ELOOP,
 }
+#: Something else may stand where a file was listed: a link is not followed, and a pipe does not block.
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
@@ -173,6 +175,10 @@ class LocalVolume:
         with self.open(path) as handle:
             return handle.read()
 
+    def read_unchanged(self, files: Sequence[FileEntry]) -> list[bytes | None]:
+        """See `Volume.read_unchanged`."""
+        return [self._unchanged(file) for file in files]
+
     def create(self, path: str, data: bytes) -> bool:
         """See `Volume.create`."""
         with self._published(path) as (handle, publish):
@@ -222,6 +228,20 @@ class LocalVolume:
         except OSError as error:
             raise translate(error, path) from error
 
+    def _unchanged(self, file: FileEntry) -> bytes | None:
+        try:
+            descriptor = os.open(self._at(file.path), _READ_FLAGS)
+        except OSError:
+            return None
+        try:
+            # The open file is the one that was listed: what stands under its name afterwards is another one.
+            data = os.read(descriptor, file.size + 1) if _is_still(descriptor, file) else b""
+            return data if len(data) == file.size and _is_still(descriptor, file) else None
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
     def _at(self, path: str) -> str:
         return os.path.join(self._root, check_path(path))
 
@@ -261,6 +281,13 @@ class LocalVolume:
                 os.unlink(temporary)
 
 
+def _is_still(descriptor: int, file: FileEntry) -> bool:
+    info = os.fstat(descriptor)
+    if not stat_module.S_ISREG(info.st_mode):
+        return False
+    return (info.st_size, info.st_mtime_ns, str(info.st_ino)) == (file.size, file.modified_ns, file.etag)
+
+
 class _File(io.FileIO):
     """A file open for reading; what the disk refuses is one of the package's own errors, whoever reads."""
 
@@ -295,8 +322,7 @@ def _translating(path: str, *, reading: bool = False) -> Iterator[None]:
 
 
 def _open_file(path: str, flags: int) -> int:
-    # Something else may stand there since it was listed: a link is not followed, and a pipe does not block.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = os.open(path, flags | _READ_FLAGS)
     if stat_module.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)

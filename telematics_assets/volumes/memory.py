@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from typing import BinaryIO
 import polars as pl
 
 from telematics_assets.errors import FileMissingError
-from telematics_assets.volumes.base import FileEntry, Listing, check_path
+from telematics_assets.volumes.base import FileEntry, Listing, check_path, read_if_unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,10 @@ class MemoryVolume:
         if file is None:
             raise FileMissingError(f"{path} does not exist. List the folder to see what is there.")
         return file.data
+
+    def read_unchanged(self, files: Sequence[FileEntry]) -> list[bytes | None]:
+        """See `Volume.read_unchanged`."""
+        return [read_if_unchanged(self, file) for file in files]
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Volume.create`."""

@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -25,7 +25,7 @@ from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.lakehouse.base import Lakehouse
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.testing import MemoryEngine
-from telematics_assets.volumes.base import FileEntry, Listing, Volume
+from telematics_assets.volumes.base import FileEntry, Listing, Volume, read_if_unchanged
 from telematics_assets.volumes.local import LocalVolume
 
 #: The landing Volume's name as a path, the same on every platform.
@@ -264,6 +264,9 @@ class _MeddledVolume:
 
     def read(self, path: str) -> bytes:
         return self._volume.read(path)
+
+    def read_unchanged(self, files: Sequence[FileEntry]) -> list[bytes | None]:
+        return [read_if_unchanged(self, file) for file in files]
 
     def create(self, path: str, data: bytes) -> bool:
         return self._volume.create(path, data)

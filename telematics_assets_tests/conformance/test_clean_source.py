@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -16,7 +16,7 @@ from telematics_assets.autoloader.cleaning import CLEANING_STEPS
 from telematics_assets.catalog import FileStream
 from telematics_assets.engines.base import Engine, FileRecord
 from telematics_assets.errors import CheckpointCorruptError, VolumeError, VolumeUnavailableError
-from telematics_assets.volumes.base import FileEntry, Listing, Volume
+from telematics_assets.volumes.base import FileEntry, Listing, Volume, read_if_unchanged
 from telematics_assets_tests.conformance.platforms import CheckpointPlatform
 from telematics_assets_tests.conformance.samples import json_stream, lines
 
@@ -376,6 +376,9 @@ class FaultyVolume:
     def read(self, path: str) -> bytes:
         self._before("read", path)
         return self._volume.read(path)
+
+    def read_unchanged(self, files: Sequence[FileEntry]) -> list[bytes | None]:
+        return [read_if_unchanged(self, file) for file in files]
 
     def create(self, path: str, data: bytes) -> bool:
         self._before("create", path)

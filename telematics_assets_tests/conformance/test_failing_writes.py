@@ -35,7 +35,7 @@ class Refusing:
         self.refused: str | None = None
         self.location, self.uri = volume.location, volume.uri
         self.scan, self.names, self.stat = volume.scan, volume.names, volume.stat
-        self.open, self.read = volume.open, volume.read
+        self.open, self.read, self.read_unchanged = volume.open, volume.read, volume.read_unchanged
 
     def create(self, path: str, data: bytes) -> bool:
         self._refuse(path, before=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from telematics_assets.volumes.base import FileEntry, Listing, Volume
+from telematics_assets.volumes.base import FileEntry, Listing, Volume, read_if_unchanged
 from telematics_assets_tests.exactly_once.test_kills import Killed
 
 
@@ -31,6 +31,9 @@ class DyingVolume:
         self._death = death
         self.location = volume.location
         self.uri = volume.uri
+
+    def read_unchanged(self, files: Sequence[FileEntry]) -> list[bytes | None]:
+        return [read_if_unchanged(self, file) for file in files]
 
     def create(self, path: str, data: bytes) -> bool:
         self._death()

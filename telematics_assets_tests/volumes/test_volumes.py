@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,22 @@ def test_another_content_of_one_name_has_another_tag_or_time(volume: Volume) -> 
     volume.delete("parquet/a")
     volume.upload("parquet/a", io.BytesIO(b"2"), modified_ns=2)
     assert volume.stat("parquet/a") != before
+
+
+def test_small_files_are_read_at_once_where_they_are_still_the_same(volume: Volume) -> None:
+    for name in ("a", "b", "gone", "other"):
+        volume.create(f"data/{name}", name.encode())
+    volume.create("data/empty", b"")
+    entries = {file.path: file for file in as_files(volume.scan("data").files)}
+    a, b, gone, other, empty = (entries[f"data/{name}"] for name in ("a", "b", "gone", "other", "empty"))
+    volume.delete("data/gone")
+    volume.delete("data/other")
+    volume.create("data/other", b"longer than before")
+    touched = replace(b, modified_ns=b.modified_ns - 1_000_000_000)
+    longer = replace(a, size=2)
+    found = volume.read_unchanged([b, gone, a, touched, other, longer, empty])
+    assert found == [b"b", None, b"a", None, None, None, b""]
+    assert volume.read_unchanged([]) == []
 
 
 @pytest.mark.parametrize(
@@ -650,3 +667,6 @@ def test_what_took_a_files_place_since_it_was_listed_is_not_followed_and_blocks_
     for name in ("link", "pipe", "folder"):
         with pytest.raises(VolumeError, match=f"parquet/{name}: "), local.open(f"parquet/{name}") as source:
             source.read()
+        info = os.stat(root / name)
+        listed = FileEntry(f"parquet/{name}", info.st_size, info.st_mtime_ns, str(info.st_ino))
+        assert local.read_unchanged([listed]) == [None]
