@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+
+from telematics_assets.errors import VolumeUnavailableError
 
 #: Keys of one side that are in memory at once.
 KEYS_IN_MEMORY = 500_000
@@ -57,7 +60,8 @@ class Keys:
         self.rows = 0
         self._held: list[list[pl.DataFrame]] = [[] for _ in range(parts)]
         self._sizes = [0] * parts
-        self._folder = tempfile.TemporaryDirectory(prefix="telematics-keys-") if parts > 1 else None
+        # Made when it is needed: a batch that compares nothing needs no room for it.
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._writers: dict[int, tuple[pa.OSFile, pa.RecordBatchStreamWriter]] = {}
 
     def __enter__(self) -> Keys:
@@ -67,15 +71,21 @@ class Keys:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number in list(self._writers):
-            self._end(number)
+            # They are thrown away, whether all of them could be written or not.
+            with suppress(OSError):
+                self._end(number)
         if self._folder is not None:
             self._folder.cleanup()
 
     def add(self, table: pa.Table) -> None:
-        """Take some rows in: the key's columns, and any mark beside them."""
+        """Take some rows in: the key's columns, and any mark beside them.
+
+        Raises:
+            VolumeUnavailableError: If the temporary files do not take them.
+        """
         frame = pl.DataFrame(table)
         self.rows += frame.height
-        if self._folder is None:
+        if len(self) == 1:
             self._held[0].append(frame)
             return
         part = frame.select(self.key).hash_rows(_DEAL) % len(self._held)
@@ -88,10 +98,13 @@ class Keys:
     def part(self, number: int) -> pl.DataFrame | None:
         """The rows of one part, or None if there are none."""
         frames = list(self._held[number])
-        self._end(number)
-        if self._folder is not None and (path := self._path(number)).exists():
-            with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
-                frames.append(pl.DataFrame(reader.read_all()))
+        if self._folder is not None:
+            path = self._path(self._folder, number)
+            with _on_disk():
+                self._end(number)
+                if path.exists():
+                    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
+                        frames.append(pl.DataFrame(reader.read_all()))
         return pl.concat(frames) if frames else None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -108,18 +121,21 @@ class Keys:
     def _spill(self, number: int) -> None:
         held, self._held[number], self._sizes[number] = self._held[number], [], 0
         table = pl.concat(held).to_arrow(compat_level=_OLDEST)
-        if number not in self._writers:
-            file = pa.OSFile(str(self._path(number)), "wb")
-            self._writers[number] = file, pa.ipc.new_stream(file, table.schema)
-        self._writers[number][1].write_table(table)
+        with _on_disk():
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="telematics-keys-")
+            if number not in self._writers:
+                file = pa.OSFile(str(self._path(self._folder, number)), "wb")
+                self._writers[number] = file, pa.ipc.new_stream(file, table.schema)
+            self._writers[number][1].write_table(table)
 
     def _end(self, number: int) -> None:
         for each in reversed(self._writers.pop(number, ())):
             each.close()
 
-    def _path(self, number: int) -> Path:
-        assert self._folder is not None
-        return Path(self._folder.name) / f"{number}.arrows"
+    @staticmethod
+    def _path(folder: tempfile.TemporaryDirectory[str], number: int) -> Path:
+        return Path(folder.name) / f"{number}.arrows"
 
 
 class Wanted:
@@ -204,3 +220,15 @@ def _exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
     # As numbers, 0.0 and -0.0 would be the same.
     bits = {pa.float64(): pa.int64(), pa.float32(): pa.int32()}.get(column.type)
     return column if bits is None else pa.chunked_array([chunk.view(bits) for chunk in column.chunks], bits)
+
+
+@contextmanager
+def _on_disk() -> Iterator[None]:
+    """Temporary files: what the disk refuses is told by name."""
+    try:
+        yield
+    except OSError as error:
+        raise VolumeUnavailableError(
+            f"Keys are compared in temporary files, which can't be written: {error}. Nothing was changed. Make room "
+            "there, or set TMPDIR to a folder on another disk; then run again."
+        ) from error

@@ -1,23 +1,27 @@
 """A business that writes as badly as databases allow, and the books by which a mirror of it is judged.
 
-Belongs here: overlapping slow writers over one table, and the comparison of that table with a bronze one.
+Belongs here: overlapping slow writers over one table, the comparison of that table with a bronze one, and of a bronze
+table with its own change data feed.
 Does not belong here: test cases; anything of the replicator's: the comparison shares no code with it.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import deltalake
 import psycopg
+import pyarrow as pa
 
 from telematics_assets_tests.databases import Connection
 
@@ -235,3 +239,22 @@ def books(connection: Connection, table: Path) -> Books:
         rows=len(source),
         values={key: value for key, (value, _) in source.items()},
     )
+
+
+def replayed(table: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """A Delta table's rows in order, after its change data feed from the beginning has led to the same rows.
+
+    Args:
+        table: The Delta table's folder.
+        columns: The columns to look at.
+    """
+    handle = deltalake.DeltaTable(str(table))
+    names = [*columns, "_change_type"]
+    feed = pa.table(handle.load_cdf(starting_version=0, columns=[*names, "_commit_version"]).read_all())
+    balance: collections.Counter[tuple[Any, ...]] = collections.Counter()
+    for *row, kind in zip(*(feed[name].to_pylist() for name in names), strict=True):
+        balance[tuple(row)] += 1 if kind in ("insert", "update_postimage") else -1
+    rows = handle.to_pyarrow_table(columns=list(columns))
+    there = collections.Counter(zip(*(rows[name].to_pylist() for name in columns), strict=True))
+    assert {row: count for row, count in balance.items() if count} == there, "the change data feed tells other rows"
+    return sorted(there.elements())

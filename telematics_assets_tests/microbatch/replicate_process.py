@@ -19,6 +19,7 @@ from telematics_assets.microbatch.replicate import Replicator
 from telematics_assets.microbatch.session import connected
 from telematics_assets_tests.exactly_once.loader_process import load_and_perhaps_die
 
+MODES: tuple[ReplicationMode, ...] = ("row_xid", "xmin", "updated_at", "snapshot")
 #: Small, so that a few rows make several pieces, and a batch several parts.
 PIECE_ROWS, PART_BYTES = 40, 1_500
 
