@@ -71,6 +71,7 @@ class Supabase:
         sslmode: `verify-full` with the project's CA; `require` at least. On loopback `disable` is accepted.
         ca: File with the CA's certificate; the machine's own CAs if None.
         connect_seconds: How long one address of the host may take to answer.
+        silence_seconds: How long an answer may take before it is looked whether the server is still at work for it.
     """
 
     host: str
@@ -81,6 +82,7 @@ class Supabase:
     sslmode: SslMode = "verify-full"
     ca: Path | None = None
     connect_seconds: int = 10
+    silence_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         self._check_host()

@@ -177,6 +177,12 @@ _HURDLES = (
         passes=True,
     ),
     _hurdle(
+        r"query[ _]timeout",
+        "The pooler ended a query that ran longer than it allows.",
+        "Raise the pooler's own query_timeout (PgBouncer's setting; no ALTER ROLE changes it).",
+        passes=True,
+    ),
+    _hurdle(
         r"lock timeout|could not obtain lock",
         "Another transaction holds a lock on the table, as ALTER TABLE and TRUNCATE do until they commit.",
         "Wait until it ends, or end it.",

@@ -2,7 +2,7 @@
 
 Belongs here: opening connections, beginning and ending transactions, and asking questions inside them.
 Does not belong here: which questions (`source.py`, `extract.py`), the connection's parameters (`connection.py`), what
-an error means (`hurdles.py`), Dagster.
+an error means (`hurdles.py`), ending one that is silent (`silence.py`), Dagster.
 
 Behind a transaction pooler a session is borrowed: whatever is set must end with the transaction, and nothing may be
 asked outside of one. ADBC moves rows as Arrow columns by binary COPY, ten times faster than row by row; with a query
@@ -12,16 +12,17 @@ outside a transaction its several round trips meet different server connections,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as postgresql
 import pyarrow as pa
 
-from telematics_assets.errors import SupabaseError, SupabaseUnavailableError
+from telematics_assets.errors import SupabaseError, SupabaseUnavailableError, TelematicsError
 from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.microbatch.hurdles import RETRY_PAUSES, explain, retried
+from telematics_assets.microbatch.silence import Watch
 
 #: Bytes of one record batch that ADBC hands over.
 BATCH_BYTES = 8 << 20
@@ -45,26 +46,38 @@ _BEGIN = "; ".join(
         "SET LOCAL search_path = pg_catalog",
     )
 )
+# A setting that older servers do not know.
+_BEGIN_17 = f"{_BEGIN}; SET LOCAL transaction_timeout = 0"
+_VERSION_17 = 170_000
+#: How long it may take to ask, past a connection that is silent, whether the server still works for it, seconds.
+_ASKING_SECONDS = 30.0
+# A server that waits for its client to take the rows, while that waits for rows, has lost it.
+_AT_IT = """
+SELECT count(*) > 0 FROM pg_stat_activity
+WHERE usename = current_user AND pid <> pg_backend_pid() AND state = 'active'
+  AND wait_event IS DISTINCT FROM 'ClientWrite' AND xact_start < clock_timestamp() - {seconds} * interval '0.9 second'
+"""
 _DRIVER_ERRORS = (adbc_driver_manager.Error, pa.ArrowException, OSError)
 
 
 class Session:
     """Questions inside one transaction: all answers are of one snapshot."""
 
-    def __init__(self, connection: Any, supabase: Supabase) -> None:
+    def __init__(self, connection: Any, supabase: Supabase, watch: Watch) -> None:
         """Ask through an open connection that is inside a transaction."""
         self._connection = connection
         self._supabase = supabase
+        self._watch = watch
 
     def run(self, statement: str) -> None:
         """Execute a statement that answers nothing; several are separated by `;`."""
-        with _explained(self._supabase), self._connection.cursor() as cursor:
+        with self._asking(), self._connection.cursor() as cursor:
             cursor.adbc_statement.set_sql_query(statement)
             cursor.adbc_statement.execute_update()
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """The rows of a small answer."""
-        with _explained(self._supabase), self._connection.cursor() as cursor:
+        with self._asking(), self._connection.cursor() as cursor:
             cursor.execute(query)
             return list(cursor.fetch_arrow_table().to_pylist())
 
@@ -81,7 +94,7 @@ class Session:
         Only what the database gets wrong becomes an error of ours: whoever reads may have other troubles.
         """
         with self._connection.cursor() as cursor:
-            with _explained(self._supabase):
+            with self._asking():
                 cursor.adbc_statement.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
                 cursor.execute(query)
                 reader = cursor.fetch_record_batch()
@@ -89,8 +102,8 @@ class Session:
 
             def pulled() -> Iterator[pa.RecordBatch]:
                 try:
-                    with _explained(self._supabase):
-                        yield from reader
+                    while (batch := self._next(reader)) is not None:
+                        yield batch
                 except (SupabaseError, SupabaseUnavailableError) as failure:
                     failures.append(failure)
                     raise
@@ -103,20 +116,35 @@ class Session:
                     raise failures[0] from None
                 raise
 
+    def _next(self, reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
+        with self._asking():
+            try:
+                return reader.read_next_batch()
+            except StopIteration:
+                return None
+
+    def _asking(self) -> AbstractContextManager[None]:
+        return _explained(self._supabase, self._watch, self._watch.waiting())
+
 
 class Connection:
     """A connection to the database that waits between transactions without holding anything of the pooler's."""
 
-    def __init__(self, supabase: Supabase, pauses: Sequence[float] = RETRY_PAUSES) -> None:
+    def __init__(
+        self, supabase: Supabase, pauses: Sequence[float] = RETRY_PAUSES, *, watch: Watch | None = None
+    ) -> None:
         """Describe a connection; the first transaction opens it.
 
         Args:
             supabase: The database.
             pauses: How long to wait before another try, seconds; none for one try only.
+            watch: Ends it when it is silent; by default one that asks first whether the server is still at it.
         """
         self._supabase = supabase
         self._pauses = pauses
         self._connection: Any = None
+        self._version = 0
+        self._watch = watch or Watch(supabase.port, supabase.silence_seconds, lambda: _is_at_it(supabase))
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -140,12 +168,13 @@ class Connection:
 
     def _begun(self) -> Session:
         if self._connection is None:
-            with _explained(self._supabase):
+            with _explained(self._supabase, self._watch, self._watch.opening()):
                 # With autocommit the driver sends no BEGIN of its own.
                 self._connection = postgresql.connect(self._supabase.uri(), autocommit=True)
-        session = Session(self._connection, self._supabase)
+                self._version = int(self._connection.adbc_get_info()["vendor_version"])
+        session = Session(self._connection, self._supabase, self._watch)
         try:
-            session.run(_BEGIN)
+            session.run(_BEGIN if self._version < _VERSION_17 else _BEGIN_17)
         except BaseException:
             self.close()
             raise
@@ -186,10 +215,30 @@ def transaction(supabase: Supabase, pauses: Sequence[float] = RETRY_PAUSES) -> I
         yield session
 
 
-@contextmanager
-def _explained(supabase: Supabase) -> Iterator[None]:
+def _is_at_it(supabase: Supabase) -> bool:
+    """Whether the server works for this role since so long; asked through another connection, and that not for long."""
+    connection = Connection(supabase, (), watch=Watch(supabase.port, _ASKING_SECONDS))
     try:
-        yield
+        with connection.transaction() as session:
+            return bool(session.value(_AT_IT.format(seconds=supabase.silence_seconds)))
+    except TelematicsError:
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _explained(supabase: Supabase, watch: Watch, waiting: AbstractContextManager[None]) -> Iterator[None]:
+    try:
+        with waiting:
+            yield
     except _DRIVER_ERRORS as error:
+        if watch.fired:
+            raise SupabaseUnavailableError(
+                f"{supabase.place} has said nothing for {supabase.silence_seconds:g} seconds, and the server is not at "
+                "work for us any more: the pooler hangs, or the network has lost what was on its way.",
+                "Nothing was committed; the next run goes on where this one began.",
+                soon=True,
+            ) from None
         # The driver's own error may repeat what is secret: no report shall show it as the context.
         raise explain(error, supabase) from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import ssl
 import struct
 import threading
@@ -27,6 +28,7 @@ _ANSWERED = b"QSF"  # each of these brings one ReadyForQuery
 _EXTENDED = b"PBDEC"  # these wait for a Sync
 _CHUNK = 1 << 18
 _MAX_STARTUP = 10_000
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class _RefusedError(Exception):
@@ -88,6 +90,8 @@ class TransactionPooler:
     Attributes:
         refusal: SQLSTATE and message with which every login is refused, or None.
         cut_after: Close a client's connection after this many bytes of answers, or None.
+        cut_hard: Cut by a reset instead of a goodbye.
+        silent_after: Pass no answers on any more after this many bytes, or None; connections stay open.
         hanging: Accept connections and say nothing.
         logins: Logins that were tried.
         server_connections: Connections to the database that are open now.
@@ -128,6 +132,8 @@ class TransactionPooler:
         self.port = port
         self.refusal: tuple[str, str] | None = None
         self.cut_after: int | None = None
+        self.cut_hard = False
+        self.silent_after: int | None = None
         self.hanging = False
         self.logins = 0
         self.server_connections = 0
@@ -435,6 +441,8 @@ class _Client:
                 chunk = await server.reader.read(_CHUNK)
                 limit = self._pooler.cut_after
                 self._sent += len(chunk)
+                while self._pooler.silent_after is not None and self._sent > self._pooler.silent_after:
+                    await asyncio.sleep(0.05)
                 if not chunk or (limit is not None and self._sent > limit):
                     break
                 self._writer.write(chunk)
@@ -452,6 +460,9 @@ class _Client:
                 await self._writer.drain()
         except ConnectionError:
             pass
+        if self._pooler.cut_hard:
+            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            self._writer.transport.abort()
         self._writer.close()
 
 
