@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from typer.testing import CliRunner, Result
 
 from telematics_assets.catalog import REPLICATED_TABLES
 from telematics_assets.cli import app
 from telematics_assets.demo.insurer import change, create, fill
+from telematics_assets.testing import TransactionPooler
 from telematics_assets_tests.databases import Connection, Database
 
 Telematics = Callable[..., Result]
@@ -102,6 +104,24 @@ def test_without_a_database_it_is_said_what_to_set(telematics: Telematics) -> No
     answer = telematics("replicate", "--json", SUPABASE_DB_URL="")
     assert answer.exit_code == 2
     assert "SUPABASE_DB_URL" in document(answer)["error"]
+
+
+@pytest.mark.soak
+def test_a_pool_that_others_hold_is_tried_several_times_and_then_worth_another_run(
+    telematics: Telematics, insurer: Connection, database: Database
+) -> None:
+    with TransactionPooler(lambda: database.server.port, size=1, checkout_seconds=0.2) as pooler:
+        url = pooler.url(database.role, database.password, database.name)
+        with psycopg.connect(url, prepare_threshold=None) as other:
+            other.execute("SELECT 1")
+            tried = pooler.logins
+            answer = telematics("replicate", "--json", SUPABASE_DB_URL=f"{url}?sslmode=disable")
+            assert answer.exit_code == 75
+            assert document(answer) == []
+            assert "exhausted" in answer.stderr
+            assert "It was tried 5 times" in answer.stderr
+            assert pooler.logins >= tried + 5
+        assert telematics("replicate", "--json", SUPABASE_DB_URL=f"{url}?sslmode=disable").exit_code == 0
 
 
 def test_a_database_that_does_not_answer_is_worth_another_try(telematics: Telematics, database: Database) -> None:

@@ -8,17 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import psycopg
 import pyarrow as pa
 import pytest
 
-from telematics_assets.errors import SupabaseError, TelematicsError
+from telematics_assets.errors import SupabaseError, SupabaseUnavailableError, TelematicsError
+from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.microbatch.session import Session, connected, transaction
 from telematics_assets.testing import LocalPostgres, TransactionPooler
 from telematics_assets_tests.databases import Connection, Database
 from telematics_assets_tests.microbatch.leftovers import backend, session_seen
+from telematics_assets_tests.microbatch.replicate_process import replicate, table_of
 
 _DYING = """
 import ast, sys
@@ -172,6 +175,28 @@ def test_a_transaction_that_fails_in_the_middle_leaves_nothing(single: Supabase)
         assert session_seen(single) == clean
 
 
+def test_a_transaction_that_the_server_cancels_or_ends_leaves_nothing(single: Supabase, admin: Connection) -> None:
+    clean = session_seen(single)
+
+    for fault in ("pg_cancel_backend", "pg_terminate_backend"):
+        with pytest.raises(SupabaseUnavailableError):
+            _read_until(single, admin, fault)
+        assert session_seen(single) == clean
+
+
+def test_a_whole_replication_leaves_nothing_to_the_next_client(
+    policies: Database, postgres: LocalPostgres, tmp_path: Path
+) -> None:
+    with TransactionPooler(lambda: postgres.port, size=1) as pooler:
+        single = replace(policies.supabase, port=pooler.port)
+        clean, process = session_seen(single), backend(single)
+        for _ in range(2):
+            replicate(DeltaLakehouse(tmp_path), single, table_of("row_xid"))
+            policies.run("DELETE FROM public.policies WHERE id < 5")
+        assert backend(single) == process
+        assert session_seen(single) == clean
+
+
 def test_a_client_that_is_killed_while_it_reads_leaves_nothing(single: Supabase) -> None:
     clean = session_seen(single)
     dying = subprocess.Popen([sys.executable, "-c", _DYING], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -185,6 +210,17 @@ def test_a_client_that_is_killed_while_it_reads_leaves_nothing(single: Supabase)
     dying.wait()
 
     assert session_seen(single) == clean
+
+
+def _read_until(supabase: Supabase, admin: Connection, fault: str) -> None:
+    with transaction(supabase) as session:
+        session.value("SELECT pg_advisory_xact_lock(4711)::text")
+        process = session.value("SELECT pg_backend_pid()")
+        with session.stream("SELECT g, repeat('x', 1000) FROM generate_series(1, 5000000) g") as reader:
+            reader.read_next_batch()
+            admin.execute(f"SELECT {fault}({process})")
+            for _ in reader:
+                pass
 
 
 def _fail(begin: Callable[[], AbstractContextManager[Session]]) -> None:

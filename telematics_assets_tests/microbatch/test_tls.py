@@ -13,21 +13,29 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from telematics_assets.errors import SupabaseError, SupabaseUnavailableError
+from telematics_assets.catalog import Names
+from telematics_assets.errors import SupabaseError, SupabaseUnavailableError, TransientError
+from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.microbatch.connection import SslMode, Supabase
 from telematics_assets.microbatch.doctor import examine
 from telematics_assets.microbatch.session import connected, transaction
 from telematics_assets.testing.pooler import TransactionPooler
 from telematics_assets.testing.postgres import LocalPostgres, ordinary_user
 from telematics_assets_tests.databases import Database
+from telematics_assets_tests.microbatch.business import Business, books
+from telematics_assets_tests.microbatch.endless_process import items
 from telematics_assets_tests.microbatch.leftovers import backend, session_seen
+from telematics_assets_tests.microbatch.replicate_process import replicate
+from telematics_assets_tests.microbatch.test_random_kills import racers
+from telematics_assets_tests.microbatch.test_stress import ROW_XID, Mirror, prepare
 
 PASSWORD = "p@ss/w:rd ü%41"
 #: How long pgbouncer may take to listen, seconds.
@@ -141,6 +149,11 @@ class Bouncer:
     server: LocalPostgres
     log: Path
 
+    @property
+    def console(self) -> str:
+        """What libpq needs for the pooler's own console."""
+        return make_conninfo(self.supabase.uri(), dbname="pgbouncer")
+
     def owner(self) -> psycopg.Connection[tuple[object, ...]]:
         """A connection past the pooler."""
         return psycopg.connect(self.server.url(), sslmode="require", autocommit=True)
@@ -154,7 +167,8 @@ def bouncer(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
         pytest.skip("Debian's pgbouncer and postgresql are missing: apt-get install pgbouncer postgresql")
     folder = tmp_path_factory.mktemp("bouncer")
     tls = ["ssl=on", f"ssl_cert_file={certificates.certificate}", f"ssl_key_file={certificates.key}"]
-    with LocalPostgres(folder / "postgres", settings=tls, programs=versions[-1].parent) as server:
+    settings = [*tls, "max_prepared_transactions=8"]
+    with LocalPostgres(folder / "postgres", settings=settings, programs=versions[-1].parent) as server:
         with psycopg.connect(server.url(), autocommit=True) as owner:
             owner.execute(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")
         with _bouncing(program, folder, server, certificates) as port:
@@ -180,6 +194,7 @@ def _bouncing(program: str, folder: Path, server: LocalPostgres, certificates: C
         "client_tls_cert_file": certificates.certificate,
         "client_tls_key_file": certificates.key,
         "server_tls_sslmode": "require",
+        "admin_users": "reader",
     }
     lines = ["[databases]", f"* = host=127.0.0.1 port={server.port}", "[pgbouncer]"]
     lines += [f"{key} = {value}" for key, value in settings.items()]
@@ -297,3 +312,49 @@ def test_the_doctor_is_content_with_pgbouncer(bouncer: Bouncer) -> None:
 
     assert [finding.subject for finding in findings if finding.level == "error"] == []
     assert any("PostgreSQL" in finding.message for finding in findings)
+
+
+def test_no_row_is_lost_behind_pgbouncer_under_writers_kills_and_lost_connections(
+    bouncer: Bouncer, tmp_path: Path, soak_factor: int
+) -> None:
+    supabase = replace(bouncer.supabase, sslmode="require", ca=None)
+    mirror = Mirror(tmp_path / "threads", supabase)
+    table = items("row_xid")
+    prepare(bouncer.owner, "reader")
+    business = Business(bouncer.owner, writers=3, slowest=0.3)
+    faults = ("pg_cancel_backend", "pg_terminate_backend")
+    try:
+        with business.running():
+            for _ in range(soak_factor):
+                with racers(tmp_path / "processes", supabase, "row_xid") as running:
+                    for fault in faults:
+                        with bouncer.owner() as owner:
+                            owner.execute(f"SELECT {fault}(pid) FROM pg_stat_activity WHERE usename = 'reader'")
+                        for _ in range(3):
+                            # Only what may go through later is allowed to go wrong.
+                            with suppress(TransientError):
+                                mirror.replicate(ROW_XID)
+                    for each in running:
+                        each.kill()
+        replicate(DeltaLakehouse(tmp_path / "processes" / "tables"), supabase, table)
+        mirror.replicate(ROW_XID)
+        with bouncer.owner() as owner:
+            raced = books(owner, tmp_path / "processes" / "tables" / Names().bronze(table.target).location)
+            looped = books(owner, mirror.folder(ROW_XID))
+    finally:
+        with bouncer.owner() as owner:
+            owner.execute("DROP TABLE public.items")
+    assert raced.balanced, raced
+    assert looped.balanced, looped
+    assert business.written.commits > 0
+
+
+def test_a_limit_of_pgbouncer_on_queries_is_told_by_name(bouncer: Bouncer) -> None:
+    with psycopg.connect(bouncer.console, autocommit=True, prepare_threshold=None) as console:
+        console.execute("SET query_timeout = 1")
+        try:
+            with pytest.raises(SupabaseUnavailableError, match="query_timeout"):
+                ask(bouncer.supabase, "SELECT count(*) FROM (SELECT pg_sleep(5)) AS slept")
+        finally:
+            console.execute("SET query_timeout = 0")
+    assert ask(bouncer.supabase) == 1
