@@ -97,7 +97,7 @@ def read_csv(
         layout = _Layout.of(columns, target, rescued_column, raw_column, file_path)
         size = max(1, CHUNK_VALUES // (len(target) + len(columns)))
         parts = (part for block in chain(first, blocks) for part in block.parts(size))
-        results = in_order(lambda part: _Rows(part, layout).chunk(), parts)
+        results = in_order(lambda part: _Rows(part, layout).chunk(), parts, lambda part: len(part.data))
         try:
             for chunk in results:
                 rows += chunk.table.num_rows

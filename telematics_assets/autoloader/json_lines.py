@@ -85,7 +85,7 @@ def read_json(
     if multi_line:
         blocks = elements(opened, chunk_bytes)
     parts = _short(blocks, max(1, CHUNK_VALUES // len(target)))
-    results = in_order(lambda part: read_block(part, layout, shapes), parts)
+    results = in_order(lambda part: read_block(part, layout, shapes), parts, _part_bytes)
     try:
         for result in results:
             if result.too_long is not None:
@@ -209,6 +209,10 @@ def _blocks(source: BinaryIO, chunk_bytes: int) -> Iterator[bytes]:
         if open_bytes > MAX_RECORD_BYTES + len(_BOM) + 1:
             raise RecordTooLongError
         data = following
+
+
+def _part_bytes(part: bytes | Elements) -> int:
+    return len(part.data if isinstance(part, Elements) else part)
 
 
 def _short(blocks: Iterator[bytes | Elements], lines: int) -> Iterator[bytes | Elements]:

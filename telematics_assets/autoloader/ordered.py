@@ -20,38 +20,51 @@ from telematics_assets.autoloader.chunks import RecordTooLongError
 
 #: As many as this process may use: more would only pass the interpreter's lock around.
 _WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+#: How large parts may be together whose results are not out yet. One of more than a quarter of it has long records,
+#: which may take many times as much while they are worked on: it is worked on alone.
+AHEAD_BYTES = 40 << 20
 
 Part = TypeVar("Part")
 Made = TypeVar("Made")
 
 
-def in_order(work: Callable[[Part], Made], parts: Iterator[Part]) -> Generator[Made, None, None]:
+def in_order(
+    work: Callable[[Part], Made], parts: Iterator[Part], size: Callable[[Part], int] = lambda part: 0
+) -> Generator[Made, None, None]:
     """Do the work of several parts at a time and give the results in order; a lone part starts no thread.
 
     Args:
         work: What to do with a part; called from several threads.
         parts: Taken from the caller's thread, a few ahead.
+        size: How large a part is, in bytes.
 
     Raises:
         RecordTooLongError: As `parts` raised it, once all results before it are out.
     """
     pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="reader")
-    pending: deque[Future[Made]] = deque()
+    pending: deque[tuple[Future[Made], int]] = deque()
+
+    def weight(part: Part) -> int:
+        found = size(part)
+        return found if found <= AHEAD_BYTES // 4 else AHEAD_BYTES
+
     held: list[Part] = []
     too_long: RecordTooLongError | None = None
     try:
         try:
             for part in parts:
                 if held:
-                    pending.append(pool.submit(work, held.pop()))
-                if len(pending) > _WORKERS:
-                    yield pending.popleft().result()
+                    first = held.pop()
+                    pending.append((pool.submit(work, first), weight(first)))
+                room = AHEAD_BYTES - weight(part)
+                while pending and (len(pending) > _WORKERS or sum(bytes_ for _, bytes_ in pending) > room):
+                    yield pending.popleft()[0].result()
                 held.append(part)
         except RecordTooLongError as error:
             too_long = error  # which record that is, is known when all before it are read
         last = [work(part) for part in held]
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[0].result()
         yield from last
         if too_long is not None:
             raise too_long

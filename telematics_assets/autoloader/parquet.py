@@ -5,11 +5,12 @@ with everything that does not fit in the rescued data column.
 Does not belong here: which columns a table gets (`schema.py`), what fits (`lakehouse/types.py`), finding files,
 Dagster.
 
-Limits: a row may take 64 MiB on the average of its row group, and a page must fit in memory; a file beyond that is
-unreadable. A chunk holds about 16 MiB or one row, and a row group of any size is read piece by piece. Columns whose
-names differ in case only are different columns. A file is unreadable as a whole if its footer or a page is damaged, if
-it is encrypted, or if two columns have the same name (there would be no telling them apart). INT96 timestamps are
-instants in UTC, as Spark reads them. Checksums of pages are verified where the writer left some.
+Limits: a row may take 32 MiB on the average of its row group, with the longest value of each of its dictionaries, and a
+page must fit in memory; a file beyond that is unreadable. A chunk holds about 16 MiB or one row, and a row group of any
+size is read piece by piece. Columns whose names differ in case only are different columns. A file is unreadable as a
+whole if its footer or a page is damaged, if it is encrypted, or if two columns have the same name (there would be no
+telling them apart). INT96 timestamps are instants in UTC, as Spark reads them. Checksums of pages are verified where
+the writer left some.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from telematics_assets.autoloader.chunks import Chunk
+from telematics_assets.autoloader.parquet_sizes import dictionary_bytes
 from telematics_assets.autoloader.rescue import rescued_json
 from telematics_assets.autoloader.watched import Watched
 from telematics_assets.errors import TelematicsError, UnreadableFileError, VolumeUnavailableError
@@ -36,7 +38,8 @@ _WHOLE_BYTES = 8 * 1024 * 1024
 #: A file up to this size is decoded by one thread: handing it to several costs more than it saves.
 _THREADS_BYTES = 256 * 1024
 _CHUNK_BYTES = 16 * 1024 * 1024
-_MAX_ROW_BYTES = 64 * 1024 * 1024
+_MAX_ROW_BYTES = 32 * 1024 * 1024
+_BATCH_ROWS = 65_536
 #: What a value costs at least when it is decoded (a string's offset and characters, an eight-byte number).
 _VALUE_BYTES = 16
 #: How much larger than in the file rows are taken to be in memory.
@@ -80,7 +83,7 @@ def read_parquet(
     *,
     rescued_column: str,
     file_path: str,
-    batch_rows: int = 65_536,
+    batch_rows: int = _BATCH_ROWS,
     on_columns: Callable[[Sequence[tuple[str, pa.DataType]]], None] | None = None,
 ) -> Iterator[Chunk]:
     """The rows of a Parquet file, in order, as chunks of the target schema.
@@ -180,6 +183,11 @@ def _open(watched: Watched) -> _File:
     reader = open_reader(content, "us")
     layout = layout_of(reader)
     row_bytes, buffer = _sizes(reader.metadata, size)
+    _refuse_long_rows(row_bytes)
+    row_bytes += dictionary_bytes(
+        reader.metadata, _BATCH_ROWS, lambda paths: open_reader(content, "us", dictionaries=paths), _leaves
+    )
+    _refuse_long_rows(row_bytes)
     if buffer:
         reader = open_reader(content, "us", buffer)
     return _File(reader, content, size, row_bytes, buffer, layout)
@@ -196,27 +204,32 @@ def _sizes(metadata: Any, size: int) -> tuple[int, int]:
     for group in groups:
         row_bytes = max(row_bytes, group.total_byte_size // max(group.num_rows, 1))
         largest = max(largest, size * group.total_byte_size // max(unpacked, 1))
-    if row_bytes > _MAX_ROW_BYTES:
-        raise UnreadableFileError(
-            f"Parquet file whose rows take {row_bytes} bytes on the average of a row group, more than the "
-            f"{_MAX_ROW_BYTES} that are read"
-        )
     return row_bytes, min(_BUFFERS_BYTES // metadata.num_columns, _BUFFER_BYTES) if largest > _GROUP_BYTES else 0
 
 
-def open_reader(content: Any, int96_unit: str, buffer: int = 0) -> Any:
+def _refuse_long_rows(row_bytes: int) -> None:
+    if row_bytes > _MAX_ROW_BYTES:
+        raise UnreadableFileError(
+            f"Parquet file whose rows take {row_bytes} bytes on the average of a row group, with the longest values of "
+            f"its dictionaries, more than the {_MAX_ROW_BYTES} that are read"
+        )
+
+
+def open_reader(content: Any, int96_unit: str, buffer: int = 0, dictionaries: list[str] | None = None) -> Any:
     """A decoder that verifies checksums.
 
     Args:
         content: The file, or its bytes.
         int96_unit: What INT96 timestamps are read as.
         buffer: How large the buffers are through which columns are read; 0 reads them whole.
+        dictionaries: Leaves that keep their dictionaries.
     """
     # Without pre-buffering a row group is read column by column: the whole of it never waits in memory twice.
     return pq.ParquetFile(
         pa.PythonFile(content, mode="r") if isinstance(content, Watched) else pa.BufferReader(content),
         pre_buffer=False,
         buffer_size=buffer,
+        read_dictionary=dictionaries,
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96_unit,
     )

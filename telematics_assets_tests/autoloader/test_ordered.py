@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from threading import Thread
 
 import pytest
 
-from telematics_assets.autoloader.ordered import Begun
+from telematics_assets.autoloader import ordered
+from telematics_assets.autoloader.ordered import Begun, in_order
 
 
 class BrokenError(Exception):
@@ -53,3 +54,23 @@ def test_what_nobody_wants_any_more_is_closed() -> None:
     taken_elsewhere(begun, 2)
     begun.close()
     assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("size", "ahead"), [(ordered.AHEAD_BYTES // 8, 2), (ordered.AHEAD_BYTES // 3, 1), (ordered.AHEAD_BYTES, 1)]
+)
+def test_large_parts_are_not_taken_further_ahead_than_they_may_be_large_together(size: int, ahead: int) -> None:
+    taken = []
+
+    def parts() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    done = 0
+    for number in in_order(lambda part: part, parts(), lambda _: size):
+        assert number == done
+        done += 1
+        assert (len(taken) - done) * size <= ordered.AHEAD_BYTES + size
+        assert len(taken) - done >= min(ahead, 20 - done)
+    assert done == 20

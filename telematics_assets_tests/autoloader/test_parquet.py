@@ -255,6 +255,16 @@ def test_wide_rows_make_short_chunks() -> None:
     assert max(part.table.num_rows for part in chunks(data, target)) < 3_000
 
 
+def test_long_values_of_a_dictionary_make_short_chunks() -> None:
+    values = pa.array([letter * 20_000 for letter in "abcd"])
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 3] * 10_000, pa.int32()), values)
+    data = parquet({"vehicle_id": column}, store_schema=False)
+    assert len(data) < 200_000
+    first = next(read_parquet(io.BytesIO(data), TARGET, rescued_column=RESCUED, file_path=FILE))
+    assert first.table.nbytes < 18 << 20
+    assert first.table["vehicle_id"][:5].to_pylist() == [*values.to_pylist(), "a" * 20_000]
+
+
 def test_memory_does_not_grow_with_the_file() -> None:
     column = pa.array(range(400_000), pa.float64())
     data = parquet({"speed_kmh": column, "x": column}, row_group_size=20_000, compression="none", use_dictionary=False)

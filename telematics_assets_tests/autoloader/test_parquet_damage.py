@@ -177,7 +177,16 @@ def test_a_row_beyond_the_limit_is_refused_before_it_is_unpacked() -> None:
     table = pa.table({"text": pa.array([bytes(70 << 20)])})
     data = parquet(table, compression="zstd", use_dictionary=False)
     assert len(data) < 1 << 20
-    assert "more than the 67108864 that are read" in refusal(data)
+    assert "more than the 33554432 that are read" in refusal(data)
+
+
+def test_a_long_value_that_many_rows_may_name_counts_beside_the_average() -> None:
+    table = pa.table({"text": ["x" * (30 << 20)] * 4})
+    assert "with the longest values of its dictionaries" in refusal(parquet(table))
+    plain = io.BytesIO(parquet(table, use_dictionary=False))
+    target = table.schema.append(pa.field("_rescued_data", pa.string()))
+    chunks = read_parquet(plain, target, rescued_column="_rescued_data", file_path="f")
+    assert [chunk.table.num_rows for chunk in chunks] == [1, 1, 1, 1]
 
 
 _PEAK = """
