@@ -1,4 +1,4 @@
-"""The embedded engine: our loader, pyarrow and polars to read, delta-rs to write. No JVM, no account.
+"""The embedded engine: our loader, pyarrow and polars to read, pyarrow to write. No JVM, no account.
 
 Belongs here: how a plan's files become one Delta commit in this process, and the answers about tables.
 Does not belong here: the protocol of a batch (`autoloader/loader.py`), formats (`autoloader/`), other engines, Dagster.
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from telematics_assets.autoloader.allocator import keep_freed_memory_in_few_places
 from telematics_assets.autoloader.checkpoint import FileResult, Plan, Result
 from telematics_assets.autoloader.chunks import Chunk
 from telematics_assets.autoloader.formats import (
@@ -124,7 +125,7 @@ AHEAD_BYTES = 8 << 20
 BATCH_ROWS = 8_192
 GATHER_BYTES = 16 << 20
 #: Batches that are read while the writer is busy.
-BATCHES_AHEAD = 2
+BATCHES_AHEAD = 1
 
 _TIMESTAMP = pa.timestamp("us", "UTC")
 
@@ -434,6 +435,7 @@ class _Writer:
     """Reads a plan's files in this process and appends their rows. See `autoloader.loader.BatchWriter`."""
 
     def __init__(self, volume: Volume, lakehouse: Lakehouse) -> None:
+        keep_freed_memory_in_few_places()
         self._volume = volume
         self._lakehouse = lakehouse
 

@@ -1,22 +1,21 @@
-"""Delta tables in local folders and object stores, by delta-rs.
+"""Delta tables in local folders and object stores: read by delta-rs, written by ourselves.
 
-Belongs here: opening, creating, appending, reading the log, durability, and the guards around what delta-rs does
-silently.
-Does not belong here: the place itself (`stores.py`), what the rows mean, checkpoints, Dagster.
+Belongs here: opening, creating, appending, reading the log, durability, and who may commit behind whom.
+Does not belong here: data files (`data_files.py`), the actions of an entry (`log.py`), the place itself (`stores.py`),
+what the rows mean, checkpoints, Dagster.
 
-Guards: delta-rs casts on append (2.5 becomes 2 in an integer column), so a schema that differs from the table's is
-refused
-here; it does not fsync, so commits are made durable here; conflicts are only seen through the handle that read the
-position.
+Not by delta-rs' writer: it gathers rows by their number and holds whole files, which took gibibytes of long records.
+A commit is the log entry behind the snapshot that the handle has read, or behind entries of others that were looked at
+one by one: an append goes behind appends of other applications, an overwrite behind nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -36,25 +35,37 @@ from telematics_assets.errors import (
     TableUnsupportedError,
     VolumeUnavailableError,
 )
-from telematics_assets.lakehouse import merging, upkeep
+from telematics_assets.lakehouse import log, merging, upkeep
 from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit, Merged
+from telematics_assets.lakehouse.data_files import (
+    DICTIONARY_BYTES,
+    GROUP_ROWS,
+    GROUP_VALUES,
+    PLAIN_COLUMNS,
+    write_data_files,
+)
+from telematics_assets.lakehouse.statistics import listed_columns
 from telematics_assets.lakehouse.stores import LocalStore, ObjectTableStore, TableStore
 from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, has_true_statistics, storable, wider
 from telematics_assets.volumes.local import sync_folder, translate
 
 #: Size at which a new data file of the same commit is begun.
 TARGET_FILE_BYTES = 128 << 20
-#: Rows of a row group. The writer holds one in memory: with Delta's default of a million, loading took half a GiB more.
-ROW_GROUP_ROWS = 131_072
-#: Values of a row group, so that those of a table with many columns have fewer rows.
-ROW_GROUP_VALUES = 4_194_304
-#: With more columns than this none has a dictionary or page statistics: of 1,900 columns they took 300 MiB.
-PLAIN_COLUMNS = 256
-#: A column's dictionary in a row group is given up at this size. With the library's mebibyte no eight-byte column of
-#: such a row group ever gives it up, and looking every value up took twice the time of the rest, for larger files.
-DICTIONARY_BYTES = 131_072
+#: A log checkpoint is written at every so many versions, unless the table's property says otherwise.
+CHECKPOINT_INTERVAL = 100
+#: How many versions of other writers an append may find before it gives up.
+_COMMIT_TRIES = 100
 
-_OWN_KEYS = {"timestamp", "operation", "operationParameters", "operationMetrics", "engineInfo", "clientVersion"}
+_OWN_KEYS = {
+    "timestamp",
+    "operation",
+    "operationParameters",
+    "operationMetrics",
+    "readVersion",
+    "isBlindAppend",
+    "engineInfo",
+    "clientVersion",
+}
 
 
 class DeltaLakehouse:
@@ -259,7 +270,7 @@ class DeltaLakeTable:
         """The same as one overwrite of all rows with these keys; None if they can't be said in SQL."""
         if changes.added(self.schema):
             # A commit before it: a crash in between leaves a column without values.
-            self._write(changes.rows.schema, (), {}, info, overwrite=False, retries=0)
+            self._write(changes.rows.schema, (), {}, info, overwrite=False, as_next=True)
         mine, names = self.schema, list(changes.key)
         with self._asking():
             held = self._store.scan(self._handle, self._path).join(changes.keys.lazy(), on=names, how="semi")
@@ -291,7 +302,7 @@ class DeltaLakeTable:
         return commit
 
     def _positioned(self, schema: pa.Schema, positions: Mapping[str, int], info: Mapping[str, str]) -> Commit:
-        return self._write(schema, (), positions, info, overwrite=False, retries=0)
+        return self._write(schema, (), positions, info, overwrite=False, as_next=True)
 
     @contextmanager
     def _merging(self) -> Iterator[None]:
@@ -302,7 +313,7 @@ class DeltaLakeTable:
                 raise TableUnsupportedError(
                     f"{self._name} has the property delta.appendOnly, so its rows can't be replaced. Set it to false."
                 ) from error
-            raise _conflict(self._name, error) from error
+            raise _conflict(self._name, _line(error)) from error
         except (DeltaError, OSError) as error:
             raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
 
@@ -389,61 +400,44 @@ class DeltaLakeTable:
         anew: Iterable[pa.RecordBatch] = (),
         *,
         overwrite: bool,
-        retries: int | None = None,
+        as_next: bool = False,
     ) -> Commit:
-        if not overwrite:
-            # A column that is there keeps its comment; delta-rs fails on another one.
-            mine = {field.name: field.metadata for field in self.schema}
-            schema = pa.schema([field.with_metadata(mine.get(field.name, field.metadata)) for field in schema])
-        failure: list[BaseException] = []
+        log.refuse_features(self._handle, self._name, replaces=overwrite)
+        log.refuse_what_rows_must_obey(self._handle, self._name, replaces=overwrite)
+        if overwrite:
+            self._refuse_removals()
+        mine = pa.schema([]) if overwrite else self.schema
+        stored = pa.schema([mine.field(f.name) if f.name in mine.names else _stored(f) for f in schema])
         rows = 0
+        of_the_rows: list[OSError] = []
 
-        def watched() -> Iterator[pa.RecordBatch]:
-            # delta-rs turns an exception of the stream into text; the original is kept to be raised again.
+        def checked() -> Iterator[pa.RecordBatch]:
             nonlocal rows
-            all_cores()
             try:
                 for batch in batches:
+                    self._refuse_missing(stored, batch)
                     rows += batch.num_rows
                     yield batch
                 yield from anew
-            except GeneratorExit:
-                # delta-rs gave up for a reason of its own, which it raises itself.
-                raise
-            except BaseException as error:
-                failure.append(error)
+            except OSError as error:
+                of_the_rows.append(error)
                 raise
 
-        try:
-            with _one_partition() as all_cores:
-                write_deltalake(
-                    self._handle,
-                    pa.RecordBatchReader.from_batches(schema, watched()),
-                    mode="overwrite" if overwrite else "append",
-                    schema_mode="overwrite" if overwrite else "merge",
-                    target_file_size=TARGET_FILE_BYTES,
-                    writer_properties=_writer_properties(len(schema)),
-                    commit_properties=CommitProperties(
-                        custom_metadata=dict(info),
-                        app_transactions=[Transaction(app, position) for app, position in positions.items()],
-                        # Rows that came in between would be overwritten unread: it is the next version or none.
-                        max_commit_retries=0 if overwrite else retries,
-                    ),
-                )
-        except CommitFailedError as error:
-            if "append-only" in str(error):
-                raise TableUnsupportedError(
-                    f"{self._name} has the property delta.appendOnly, so its rows can't be replaced. Set it to false."
-                ) from error
-            raise _conflict(self._name, error) from error
-        except Exception as error:
-            if failure:
-                raise failure[0] from None
-            # What goes wrong between the stream and the writer has no class in particular.
-            if not isinstance(error, DeltaError | OSError) and type(error) is not Exception:
-                raise
-            raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
-        commit = self._commit(self.version)
+        with self._writing(of_the_rows):
+            listed = listed_columns(stored, self.properties)
+            adds = write_data_files(self._store, self._path, stored, checked(), listed, TARGET_FILE_BYTES)
+            version = self._commit_files(
+                stored, adds, positions, info, overwrite=overwrite, as_next=overwrite or as_next
+            )
+            self._handle.update_incremental()
+            if self.version != version:
+                # Another writer was behind it already; this handle is the snapshot of its own commit.
+                self._handle.load_as_version(version)
+            if (version + 1) % self._checkpoint_interval() == 0:
+                self._handle.create_checkpoint()
+                if self.properties.get("delta.enableExpiredLogCleanup", "").lower() != "false":
+                    self._handle.cleanup_metadata()
+        commit = self._commit(version)
         if commit.rows != rows or commit.transactions != positions:
             raise TableError(
                 f"{self._name} version {commit.version} holds {commit.rows} rows of {rows} that were written. "
@@ -451,12 +445,98 @@ class DeltaLakeTable:
             )
         return commit
 
+    def _refuse_missing(self, stored: pa.Schema, batch: pa.RecordBatch) -> None:
+        for field, column in zip(stored, batch.columns, strict=True):
+            if not field.nullable and column.null_count:
+                raise TableUnsupportedError(
+                    f"Column {field.name!r} of {self._name} is NOT NULL, and there are rows without a value for it. "
+                    "Drop that rule: bronze keeps all records."
+                )
+
+    @contextmanager
+    def _writing(self, passed: Sequence[OSError]) -> Iterator[None]:
+        """What the place, or delta-rs, has to do with an error; some are none of its business."""
+        try:
+            yield
+        except (DeltaError, OSError) as error:
+            if error in passed:
+                raise
+            raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
+
+    def _refuse_removals(self) -> None:
+        if self.properties.get("delta.appendOnly", "").lower() == "true":
+            raise TableUnsupportedError(
+                f"{self._name} has the property delta.appendOnly, so its rows can't be replaced. Set it to false."
+            )
+
+    def _checkpoint_interval(self) -> int:
+        given = self.properties.get("delta.checkpointInterval", "")
+        return int(given) if given.isdecimal() and int(given) else CHECKPOINT_INTERVAL
+
+    def _commit_files(
+        self,
+        schema: pa.Schema,
+        adds: Sequence[Mapping[str, Any]],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+        *,
+        overwrite: bool,
+        as_next: bool,
+    ) -> int:
+        """Bring files into the table by one log entry; which version it is."""
+        now = time.time_ns() // 1_000_000
+        basis = version = self.version
+        told = log.commit_info(
+            "WRITE",
+            basis,
+            now,
+            operationParameters={"mode": "Overwrite" if overwrite else "Append", "partitionBy": "[]"},
+            isBlindAppend=not overwrite,
+            **info,
+        )
+        actions = [told, *log.schema_change(self._handle, schema, replace=overwrite)]
+        if overwrite:
+            files = pa.table(self._handle.get_add_actions()).select(["path", "size_bytes"]).to_pylist()
+            actions += log.removals(files, now, data_change=True)
+        actions += [{"add": add} for add in adds]
+        actions += [{"txn": {"appId": app, "version": position}} for app, position in positions.items()]
+        self._require_log(basis)
+        while not log.publish(self._store, self._path, version + 1, actions):
+            version += 1
+            if as_next or version - basis > _COMMIT_TRIES:
+                raise _conflict(self._name, f"version {version} is theirs")
+            self._refuse_overtaken(version, positions)
+        return version + 1
+
+    def _require_log(self, version: int) -> None:
+        """Raise if the table is not there any more: an entry would be the first of a new one, without its beginning."""
+        try:
+            self._store.read_log(self._log_path(version))
+        except FileNotFoundError:
+            checkpoint = f"{self._path}/_delta_log/{version:020d}.checkpoint.parquet"
+            try:
+                self._store.read_log(checkpoint)
+            except FileNotFoundError:
+                raise TableMovedError(
+                    f"{self._name} at {self._path} has lost its log: version {version} is not there. Nothing was "
+                    "written. Restore it, or start the stream anew (telematics reset)."
+                ) from None
+
+    def _refuse_overtaken(self, version: int, positions: Mapping[str, int]) -> None:
+        """Raise if another writer's version leaves no room for an append behind it."""
+        theirs = self._commit(version)
+        changed = [key for action in self._actions(version) for key in ("metaData", "protocol") if key in action]
+        shared = set(theirs.transactions) & set(positions)
+        if shared or changed or theirs.removes_data:
+            what = "the same application" if shared else "a change of the table" if changed else "a removal of rows"
+            raise _conflict(self._name, f"version {version} is {what}")
+
     def set_property(self, key: str, value: str) -> None:
         """See `Table.set_property`."""
         try:
             self._handle.alter.set_table_properties({key: value}, raise_if_not_exists=False)
         except CommitFailedError as error:
-            raise _conflict(self._name, error) from error
+            raise _conflict(self._name, _line(error)) from error
         except (DeltaError, OSError) as error:
             raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
         # A log entry on disk behind one that is not would be a table that nobody can open.
@@ -515,7 +595,7 @@ class DeltaLakeTable:
         """See `Table.compact`."""
         before = self.version
         with self._keeping():
-            upkeep.compact(self._handle, self._name, self._path, self._store, TARGET_FILE_BYTES, ROW_GROUP_ROWS)
+            upkeep.compact(self._handle, self._name, self._path, self._store, TARGET_FILE_BYTES)
         # A crash must not leave rows in files that are not on disk yet, when VACUUM takes the old ones away.
         for version in range(before + 1, self.version + 1):
             self.make_durable(Commit(version, "OPTIMIZE"))
@@ -555,7 +635,7 @@ class DeltaLakeTable:
         try:
             yield
         except CommitFailedError as error:
-            raise _conflict(self._name, error) from error
+            raise _conflict(self._name, _line(error)) from error
         except (DeltaError, OSError) as error:
             raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
 
@@ -676,13 +756,17 @@ class DeltaLakeTable:
             raise TableError(f"The log entry {path} is not readable: {error}. Restore it from a copy.") from error
 
     def _log_path(self, version: int) -> str:
-        return os.path.join(self._path, "_delta_log", f"{version:020d}.json")
+        return log.entry_path(self._path, version)
+
+
+def _stored(field: Any) -> Any:
+    return field.with_type(storable(field.type))
 
 
 def _writer_properties(columns: int) -> WriterProperties:
     return WriterProperties(
         compression="SNAPPY",
-        max_row_group_size=min(ROW_GROUP_ROWS, ROW_GROUP_VALUES // max(columns, 1)),
+        max_row_group_size=min(GROUP_ROWS, GROUP_VALUES // max(columns, 1)),
         dictionary_page_size_limit=DICTIONARY_BYTES,
         default_column_properties=(
             ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK") if columns > PLAIN_COLUMNS else None
@@ -716,9 +800,9 @@ def _sync_file(path: str) -> bool:
     return True
 
 
-def _conflict(name: TableName, error: Exception) -> CommitConflictError:
+def _conflict(name: TableName, what: str) -> CommitConflictError:
     return CommitConflictError(
-        f"Another writer committed to {name} first: {_line(error)}. Nothing of this commit is in the table; run again."
+        f"Another writer committed to {name} first: {what}. Nothing of this commit is in the table; run again."
     )
 
 
@@ -736,28 +820,3 @@ def _write_error(name: TableName, error: Exception) -> Exception:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:500]
-
-
-@contextmanager
-def _one_partition() -> Iterator[Callable[[], None]]:
-    """Let a write that is begun in this block take its input as one stream; the function given ends that.
-
-    DataFusion makes as many partitions as the calling thread may use cores, deals batches out to them, and gathers
-    8,192 rows in each, however long they are: rows of 1 MB took 3.7 GiB, and lost their order. One stream takes 0.9 GiB
-    and is not slower. The plan is made before the first batch is asked for.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        yield lambda: None
-        return
-    thread, cores = threading.get_native_id(), os.sched_getaffinity(0)
-
-    def all_cores() -> None:
-        with suppress(OSError):
-            os.sched_setaffinity(thread, cores)
-
-    with suppress(OSError):
-        os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield all_cores
-    finally:
-        all_cores()

@@ -1,9 +1,10 @@
 """Where Delta tables are kept: a local folder, or an object store.
 
-Belongs here: what `delta.py` needs of the place itself: finding and dropping tables, reading log entries and rows.
+Belongs here: what `delta.py` needs of the place itself: finding and dropping tables, reading log entries and rows,
+writing files.
 Does not belong here: what a Delta log says (`delta.py`), the landing Volume (`volumes/`).
 
-A commit in an object store is delta-rs' conditional put of the log entry, durable once it is acknowledged.
+A commit in an object store is the conditional put of the log entry, ours or delta-rs', durable once acknowledged.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
@@ -52,7 +55,7 @@ class TableStore(Protocol):
 
     @property
     def durable(self) -> bool:
-        """Whether what delta-rs wrote is safe without being synced."""
+        """Whether what was written is safe without being synced."""
         ...
 
     def at(self, location: str) -> str:
@@ -89,6 +92,17 @@ class TableStore(Protocol):
 
     def publish(self, entry: str, data: bytes) -> bool:
         """Write a log entry, by its full path, if there is none; whether it is there by this call."""
+        ...
+
+    def write_file(self, path: str) -> AbstractContextManager[Any]:
+        """A new file to write, by its full path: it is safely there once the block has ended without an error.
+
+        What the block gets has `write` and `tell`.
+        """
+        ...
+
+    def discard(self, path: str) -> None:
+        """Remove a file that no log names, by its full path, if that is possible."""
         ...
 
     def rows(
@@ -184,6 +198,21 @@ class LocalStore:
         """See `TableStore.publish`."""
         folder, _, name = entry.rpartition("/")
         return LocalVolume(Path(folder), folder).create(name, data)
+
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[Any]:
+        """See `TableStore.write_file`."""
+        with pa.OSFile(path, "wb") as file:
+            yield file
+            file.flush()
+            # A log entry on disk that names a file which is not there yet would be a table that nobody can read.
+            os.fsync(file.fileno())
+        sync_folder(os.path.dirname(path))
+
+    def discard(self, path: str) -> None:
+        """See `TableStore.discard`."""
+        with suppress(OSError):
+            os.unlink(path)
 
     def rows(
         self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None
@@ -299,6 +328,19 @@ class ObjectTableStore:
     def publish(self, entry: str, data: bytes) -> bool:
         """See `TableStore.publish`."""
         return self._objects.ObjectVolume(self._url, self._url).create(self._key(entry), data)
+
+    @contextmanager
+    def write_file(self, path: str) -> Iterator[Any]:
+        """See `TableStore.write_file`. It passes through a local temporary file: a put has all of it or nothing."""
+        with tempfile.TemporaryFile() as whole:
+            yield whole
+            whole.seek(0)
+            self._objects.ObjectVolume(self._url, self._url).upload(self._key(path), whole)
+
+    def discard(self, path: str) -> None:
+        """See `TableStore.discard`."""
+        with suppress(FileNotFoundError, *self._objects.STORE_ERRORS):
+            self._store.delete(self._key(path))
 
     def rows(
         self, handle: DeltaTable, path: str, columns: Sequence[str], limit: int | None, since_batch: int | None

@@ -74,7 +74,8 @@ _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 _DAY_S = 86_400
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
-_EXACT_STATISTICS_DIGITS = 15
+#: A decimal with more digits is read from the log as a rounded number.
+EXACT_STATISTICS_DIGITS = 15
 #: The table property that names the columns with statistics.
 STATISTICS_PROPERTY = "delta.dataSkippingStatsColumns"
 
@@ -431,7 +432,7 @@ def has_true_statistics(field: Any) -> bool:
     return bool(
         _PLAIN_NAME.fullmatch(field.name)
         and not pa.types.is_nested(field.type)
-        and not (pa.types.is_decimal(field.type) and field.type.precision > _EXACT_STATISTICS_DIGITS)
+        and not (pa.types.is_decimal(field.type) and field.type.precision > EXACT_STATISTICS_DIGITS)
     )
 
 

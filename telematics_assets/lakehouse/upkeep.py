@@ -13,19 +13,20 @@ from __future__ import annotations
 import io
 import json
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, PostCommitHookProperties, convert_to_deltalake
+from deltalake import DeltaTable, PostCommitHookProperties
 
 from telematics_assets.catalog import TableName, interval_ns
-from telematics_assets.errors import CommitConflictError, SchemaError, TableError, TableUnsupportedError
+from telematics_assets.errors import CommitConflictError, SchemaError, TableError
+from telematics_assets.lakehouse import log
+from telematics_assets.lakehouse.data_files import write_data_files
+from telematics_assets.lakehouse.statistics import listed_columns
 from telematics_assets.lakehouse.stores import TableStore
-from telematics_assets.lakehouse.types import STATISTICS_PROPERTY
 
 #: Removed files, and files that no log entry names, stay at least this long: a reader or a killed writer may need them.
 RETENTION_HOURS = 7 * 24
@@ -34,28 +35,13 @@ _RETENTION_PROPERTY = "delta.deletedFileRetentionDuration"
 _HOUR_NS = 3_600_000_000_000
 # Expired log entries go only when the loader has noted what was in them.
 _NO_CLEANING = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
-#: Features of a table whose files can be replaced by a plain entry.
-_PLAIN_FEATURES = {
-    "appendOnly",
-    "invariants",
-    "checkConstraints",
-    "timestampNtz",
-    "v2Checkpoint",
-    "vacuumProtocolCheck",
-    # An entry that changes no data has no changes to feed.
-    "changeDataFeed",
-}
-#: Tables that list no features have all up to this writer version: change data feed, and generated columns, which are
-#: rewritten as they are.
-_PLAIN_WRITER_VERSION = 4
 _TRIES = 10
-_BATCH_ROWS = 8_192
-_ROW_GROUP_BYTES = 64 << 20
+_BATCH_ROWS, _BATCH_BYTES = 8_192, 16 << 20
+#: A group becomes one file, however large it turns out to be: of two, the next compaction would take one again.
+_ONE_FILE_BYTES = 1 << 62
 
 
-def compact(
-    handle: DeltaTable, name: TableName, path: str, store: TableStore, target_bytes: int, row_group_rows: int
-) -> bool:
+def compact(handle: DeltaTable, name: TableName, path: str, store: TableStore, target_bytes: int) -> bool:
     """Write neighbouring small files together up to a size; rows keep their order and values.
 
     Args:
@@ -64,7 +50,6 @@ def compact(
         path: Where it is.
         store: The place of the tables.
         target_bytes: Size of a file.
-        row_group_rows: Rows of a row group.
 
     Returns:
         Whether there was anything to do.
@@ -73,26 +58,16 @@ def compact(
         CommitConflictError: If one of the files was taken out meanwhile, or the table's columns changed.
         TableUnsupportedError: If the table has a feature that this can't be done with.
     """
-    protocol = handle.protocol()
-    features = {*(protocol.writer_features or ()), *(protocol.reader_features or ())} - _PLAIN_FEATURES
-    if features or (protocol.min_writer_version > _PLAIN_WRITER_VERSION and not protocol.writer_features):
-        named = ", ".join(sorted(features)) or f"writer version {protocol.min_writer_version}"
-        raise TableUnsupportedError(
-            f"{name} has table features that this engine can't maintain it with: {named}. Maintain it with the engine "
-            "that set them, or drop them."
-        )
     if handle.metadata().partition_columns:
         return False
+    log.refuse_features(handle, name, replaces=True)
     files = pa.table(handle.get_add_actions()).select(["path", "size_bytes", "num_records"]).to_pylist()
     groups = _groups(files, target_bytes)
     if not groups:
         return False
-    folder = f"compacted-{uuid.uuid4().hex}"
-    adds: list[dict[str, Any]] = []
-    for number, group in enumerate(groups):
-        scratch = f"{folder}/{number}"
-        written = _rewrite(handle, name, path, store, group, f"{path}/{scratch}", row_group_rows)
-        adds += [{**add, "path": f"{scratch}/{add['path']}", "dataChange": False} for add in written]
+    adds: list[Mapping[str, Any]] = []
+    for group in groups:
+        adds += [{**add, "dataChange": False} for add in _rewrite(handle, name, path, store, group)]
     replaced = [file for group in groups for file in group]
     _commit(handle, name, path, store, replaced, adds)
     return True
@@ -134,50 +109,22 @@ def _groups(files: Sequence[Mapping[str, Any]], target_bytes: int) -> list[list[
 
 
 def _rewrite(
-    handle: DeltaTable,
-    name: TableName,
-    path: str,
-    store: TableStore,
-    group: Sequence[Mapping[str, Any]],
-    scratch: str,
-    row_group_rows: int,
-) -> list[dict[str, Any]]:
-    """Write the rows of some files as a table of its own, whose log gives the entries for the new files."""
+    handle: DeltaTable, name: TableName, path: str, store: TableStore, group: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Write the rows of some files into one, and give the entry for it."""
     schema = pa.schema(handle.schema())
-    properties = handle.metadata().configuration
-    buffer = io.BytesIO()
-    # Not delta-rs' writer: it takes the batches of a stream in turns, so that rows change their order.
-    with pq.ParquetWriter(buffer, schema, compression="snappy", store_schema=False) as writer:
-        for part in _gathered(_batches(name, path, store, group, schema), schema, row_group_rows):
-            writer.write_table(part)
-    store.make_room(scratch)
-    store.publish(f"{scratch}/part-{uuid.uuid4().hex}.snappy.parquet", buffer.getvalue())
-    statistics = {key: properties[key] for key in (STATISTICS_PROPERTY,) if key in properties}
-    convert_to_deltalake(scratch, configuration=statistics, storage_options=store.options)
-    lines = store.read_log(f"{scratch}/_delta_log/{0:020d}.json").split(b"\n")
-    actions = [json.loads(line) for line in lines if line.strip()]
-    adds: list[dict[str, Any]] = [action["add"] for action in actions if "add" in action]
+    configuration = handle.metadata().configuration
+    properties = {key: value for key, value in configuration.items() if value is not None}
+    rows = _batches(name, path, store, group, schema)
+    adds = write_data_files(store, path, schema, rows, listed_columns(schema, properties), _ONE_FILE_BYTES)
     expected = sum(file["num_records"] for file in group)
-    rows = sum(int(json.loads(add["stats"])["numRecords"]) for add in adds)
-    if rows != expected:
+    written = sum(int(json.loads(add["stats"])["numRecords"]) for add in adds)
+    if written != expected:
         raise TableError(
-            f"Compacting {name} read {rows} rows of {expected} that its log counts. Nothing was changed. Keep the "
+            f"Compacting {name} read {written} rows of {expected} that its log counts. Nothing was changed. Keep the "
             "table and its _delta_log as they are and report this."
         )
-    store.drop(f"{scratch}/_delta_log")
     return adds
-
-
-def _gathered(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
-    """Batches put together to row groups, by rows and by bytes."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(b.num_rows for b in held) >= rows or sum(b.nbytes for b in held) >= _ROW_GROUP_BYTES:
-            yield pa.Table.from_batches(held, schema)
-            held = []
-    if held:
-        yield pa.Table.from_batches(held, schema)
 
 
 def _batches(
@@ -189,7 +136,9 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     for file in group:
         source = pq.ParquetFile(io.BytesIO(store.read_log(f"{path}/{unquote(file['path'])}")))
-        for batch in source.iter_batches(_BATCH_ROWS):
+        groups = [source.metadata.row_group(number) for number in range(source.metadata.num_row_groups)]
+        row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+        for batch in source.iter_batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(row_bytes, 1)))):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             if not set(columns) <= set(schema.names):
                 raise SchemaError(f"{file['path']} of {name} has columns that the table has not. It is left as it is.")
@@ -219,17 +168,7 @@ def _commit(
     began = handle.version()
     columns, protocol = handle.schema().to_json(), repr(handle.protocol())
     now = time.time_ns() // 1_000_000
-    gone = [
-        {
-            "path": file["path"],
-            "dataChange": False,
-            "deletionTimestamp": now,
-            "extendedFileMetadata": True,
-            "partitionValues": {},
-            "size": file["size_bytes"],
-        }
-        for file in replaced
-    ]
+    gone = log.removals(replaced, now, data_change=False)
     for _ in range(_TRIES):
         there = set(pa.table(handle.get_add_actions()).column("path").to_pylist())
         if not {file["path"] for file in replaced} <= there:
@@ -238,18 +177,15 @@ def _commit(
             )
         if handle.schema().to_json() != columns or repr(handle.protocol()) != protocol:
             raise CommitConflictError(f"The columns of {name} changed while it was compacted. Nothing was changed.")
-        info = {
-            "timestamp": now,
-            "operation": "OPTIMIZE",
-            "operationParameters": {"predicate": "[]"},
-            "readVersion": handle.version(),
-            "engineInfo": "telematics_assets",
-            "operationMetrics": {"numAddedFiles": str(len(adds)), "numRemovedFiles": str(len(gone))},
-        }
-        actions = [{"commitInfo": info}, *({"remove": file} for file in gone), *({"add": dict(add)} for add in adds)]
-        text = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions)
-        entry = f"{path}/_delta_log/{handle.version() + 1:020d}.json"
-        if store.publish(entry, f"{text}\n".encode()):
+        info = log.commit_info(
+            "OPTIMIZE",
+            handle.version(),
+            now,
+            operationParameters={"predicate": "[]"},
+            operationMetrics={"numAddedFiles": str(len(adds)), "numRemovedFiles": str(len(gone))},
+        )
+        actions = [info, *gone, *({"add": add} for add in adds)]
+        if log.publish(store, path, handle.version() + 1, actions):
             handle.update_incremental()
             return
         # A load was faster with this version: look whether all is still as it was read, and take the next one.

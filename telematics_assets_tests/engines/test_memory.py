@@ -88,11 +88,30 @@ def wide(path: Path) -> int:
     return rows
 
 
+def long_json(path: Path) -> int:
+    """A file of four records of 15 MB; with the raw record a row takes twice as much."""
+    path.write_text("".join(json.dumps({"number": number, "text": "x" * 15_000_000}) + "\n" for number in range(4)))
+    return 4
+
+
+def long_rows(path: Path) -> int:
+    """A small file whose rows take 30 MB."""
+    texts = [str(number) * 30_000_000 for number in range(4)]
+    pq.write_table(pa.table({"text": texts}), path, compression="zstd", use_dictionary=False)
+    return 4
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.parametrize(
     ("format", "write", "files"),
-    [("json", json_points, 20), ("parquet", one_row_group, 12), ("parquet", wide, 14)],
-    ids=["json with raw records", "parquet", "parquet with 300 columns"],
+    [
+        ("json", json_points, 20),
+        ("parquet", one_row_group, 12),
+        ("parquet", wide, 14),
+        ("json", long_json, 5),
+        ("parquet", long_rows, 4),
+    ],
+    ids=["json with raw records", "parquet", "parquet with 300 columns", "json of long records", "long rows"],
 )
 def test_a_load_of_more_than_a_gibibyte_takes_less(
     tmp_path: Path, caged: list[str], format: str, write: Callable[[Path], int], files: int, soak_factor: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +33,7 @@ from telematics_assets.errors import (
     VolumeUnavailableError,
 )
 from telematics_assets.lakehouse import delta
+from telematics_assets.lakehouse import log as log_entries
 from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse, DeltaLakeTable
 from telematics_assets.testing import MemoryLakehouse
@@ -176,17 +180,14 @@ def test_rows_columns_and_position_are_one_commit(lakehouse: Lakehouse) -> None:
     ]
 
 
-def test_rows_keep_their_order_and_long_ones_are_not_gathered(local: DeltaLakehouse) -> None:
+def test_rows_keep_their_order(local: DeltaLakehouse) -> None:
     table = create(local)
-    cores = os.sched_getaffinity(0)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        assert os.sched_getaffinity(threading.main_thread().native_id or 0) == cores
         for number in range(200):
             yield batch(range(number * 1000, (number + 1) * 1000))
 
     table.append(SCHEMA, batches(), APP, 0, {})
-    assert os.sched_getaffinity(0) == cores
     (file,) = data_files(table)
     assert pq.read_table(file)["n"].to_pylist() == list(range(200_000))
 
@@ -508,6 +509,7 @@ from pathlib import Path
 import pyarrow as pa
 from telematics_assets.catalog import TableName
 from telematics_assets.lakehouse import delta
+from telematics_assets.lakehouse import log as log_entries
 import numpy as np
 
 delta.TARGET_FILE_BYTES = 16 << 20
@@ -810,19 +812,230 @@ def test_a_disk_that_is_full_in_the_middle_of_a_stream_is_transient_and_commits_
     assert done.returncode == 0, done.stderr
 
 
-def test_a_constraint_that_refuses_rows_half_way_is_the_tables_fault(local: DeltaLakehouse, grown: Table) -> None:
+def test_a_constraint_is_the_tables_fault(local: DeltaLakehouse, grown: Table) -> None:
     DeltaTable(grown.uri).alter.add_constraint({"small": "n < 1000"})
-    with pytest.raises(TableUnsupportedError, match="failed validation check"):
+    with pytest.raises(TableUnsupportedError, match="the constraint small"):
         reopened(local).append(SCHEMA, (batch([n]) for n in range(990, 3000)), APP, 3, {})
+    with pytest.raises(TableUnsupportedError, match="the constraint small"):
+        rewrite(reopened(local), [7], new=1)
     assert reopened(local).position(APP) == 2
     assert len(numbers(local)) == 6
 
 
-def test_a_writer_that_gives_up_the_stream_tells_its_own_reason(
-    local: DeltaLakehouse, grown: Table, monkeypatch: pytest.MonkeyPatch
+# -- what may not be written, and what comes with a column -------------------------------------------------------------
+
+
+def entry(table: Table, *actions: dict[str, Any]) -> None:
+    """Another writer's log entry behind the table's last."""
+    version = len(log(table))
+    path = Path(table.uri, "_delta_log", f"{version:020d}.json")
+    path.write_text("".join(json.dumps(action) + "\n" for action in ({"commitInfo": {"operation": "X"}}, *actions)))
+
+
+def metadata_of(table: Table) -> dict[str, Any]:
+    first = Path(table.uri, "_delta_log", f"{0:020d}.json").read_text().splitlines()
+    found: dict[str, Any] = next(json.loads(line)["metaData"] for line in first if '"metaData"' in line)
+    return found
+
+
+def protocol(*features: str, reader: tuple[str, ...] = ()) -> dict[str, Any]:
+    versions = {"minReaderVersion": 3 if reader else 1, "minWriterVersion": 7}
+    named = {"readerFeatures": list(reader)} if reader else {}
+    return {"protocol": {**versions, **named, "writerFeatures": list(features)}}
+
+
+REFUSED_FEATURES = ["rowTracking", "inCommitTimestamp", "allowColumnDefaults", "clustering", "of the future"]
+
+
+@pytest.mark.parametrize("feature", REFUSED_FEATURES)
+def test_a_feature_that_we_do_not_honour_is_refused_by_name(local: DeltaLakehouse, feature: str) -> None:
+    table = create(local)
+    entry(table, protocol(feature))
+    with pytest.raises(TelematicsError, match=feature.partition(" ")[0]):
+        append(reopened(local), [1], 0)
+    assert len(log(table)) == 2
+    assert data_files(table) == []
+
+
+def changed_column(table: Table, **changes: Any) -> dict[str, Any]:
+    metadata = metadata_of(table)
+    schema = json.loads(metadata["schemaString"])
+    schema["fields"][0].update(changes)
+    return {"metaData": {**metadata, "schemaString": json.dumps(schema)}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"delta.invariants": '{"expression":{"expression":"n > 5"}}'}, "an invariant of column 'n'"),
+        ({"delta.generationExpression": "1 + 1"}, "a generated value of column 'n'"),
+    ],
+)
+def test_a_rule_of_a_column_is_refused(local: DeltaLakehouse, rule: dict[str, str], said: str) -> None:
+    table = create(local)
+    entry(table, changed_column(table, metadata=rule), protocol("invariants", "generatedColumns"))
+    with pytest.raises(TableUnsupportedError, match=said):
+        append(reopened(local), [1], 0)
+    assert data_files(table) == []
+
+
+def test_a_column_that_must_have_values_gets_them_or_nothing_is_written(local: DeltaLakehouse) -> None:
+    table = create(local)
+    entry(table, changed_column(table, nullable=False))
+    append(reopened(local), [1, 2], 0)
+    with pytest.raises(TableUnsupportedError, match=r"'n' of .*NOT NULL"):
+        append(reopened(local), [3, None], 1)
+    assert numbers(local) == [1, 2]
+    assert len(data_files(table)) == 1
+
+
+def test_a_column_that_must_have_values_inside_is_refused(local: DeltaLakehouse) -> None:
+    schema = SCHEMA.append(pa.field("inner", pa.list_(pa.field("element", pa.int64(), nullable=False))))
+    table = create(local, schema=schema)
+    with pytest.raises(TableUnsupportedError, match="NOT NULL inside of column 'inner'"):
+        table.append(schema, [batch([1], 0, schema, inner=[[1]])], APP, 0, {})
+
+
+def test_a_partitioned_table_is_refused(local: DeltaLakehouse) -> None:
+    table = create(local)
+    entry(table, {"metaData": {**metadata_of(table), "partitionColumns": ["text"]}})
+    with pytest.raises(TableUnsupportedError, match="partitioned by text"):
+        append(reopened(local), [1], 0)
+
+
+def test_names_that_stand_for_columns_are_refused(local: DeltaLakehouse) -> None:
+    table = create(local)
+    metadata = metadata_of(table)
+    configuration = {**metadata["configuration"], "delta.columnMapping.mode": "name"}
+    entry(table, {"metaData": {**metadata, "configuration": configuration}}, protocol("columnMapping"))
+    with pytest.raises(TelematicsError, match=r"columnMapping|can't be opened"):
+        append(reopened(local), [1], 0)
+    assert data_files(table) == []
+
+
+def test_a_table_with_deletion_vectors_takes_rows_but_is_not_overwritten(local: DeltaLakehouse) -> None:
+    table = create(local)
+    entry(table, protocol("deletionVectors", reader=("deletionVectors",)))
+    append(reopened(local), [1], 0)
+    with pytest.raises(TableUnsupportedError, match="deletionVectors"):
+        rewrite(reopened(local), [7], new=1)
+
+
+def test_changes_are_fed_from_what_was_added_and_removed(local: DeltaLakehouse) -> None:
+    table = create(local)
+    table.set_property("delta.enableChangeDataFeed", "true")
+    append(reopened(local), [1, 2], 0)
+    reopened(local).overwrite(SCHEMA, [batch([5])], {"new": 1}, {})
+    fed = pa.table(DeltaTable(table.uri).load_cdf(starting_version=2).read_all())
+    found = sorted(zip(fed["_change_type"].to_pylist(), fed["n"].to_pylist(), strict=True))
+    assert found == [("delete", 1), ("delete", 2), ("insert", 1), ("insert", 2), ("insert", 5)]
+
+
+def test_a_naive_timestamp_brings_its_feature_and_keeps_the_others(local: DeltaLakehouse) -> None:
+    table = create(local)
+    append(table, [1], 0)
+    wider = SCHEMA.append(pa.field("local", pa.timestamp("us"))).append(pa.field("odd. näme", pa.string()))
+    moment = datetime.datetime(2026, 1, 2)
+    table.append(wider, [batch([2], 1, wider, local=[moment], **{"odd. näme": ["x"]})], APP, 1, {})
+    found = DeltaTable(table.uri).protocol()
+    assert (found.min_reader_version, found.min_writer_version) == (3, 7)
+    assert found.reader_features == ["timestampNtz"]
+    assert set(found.writer_features or ()) == {"appendOnly", "invariants", "timestampNtz"}
+    assert reopened(local).read(["n", "local"]).sort_by("n").to_pylist() == [
+        {"n": 1, "local": None},
+        {"n": 2, "local": moment},
+    ]
+    append(reopened(local), [3], 2)
+    assert pl.scan_delta(table.uri).select("local").collect().height == 3
+
+
+@pytest.mark.parametrize(("cleaned", "first_is_there"), [("true", False), ("false", True)])
+def test_expired_log_entries_go_with_a_checkpoint_unless_the_table_keeps_them(
+    local: DeltaLakehouse, cleaned: str, first_is_there: bool
 ) -> None:
-    monkeypatch.setattr(delta, "storable", lambda arrow: arrow)  # delta-rs stops at the first value beyond 2**63
-    wider = SCHEMA.append(pa.field("extra", pa.uint64()))
-    with pytest.raises(TransientError, match="18446744073709551615"):
-        grown.append(wider, (batch([n], 3, wider, extra=[2**64 - 1]) for n in range(3)), APP, 3, {})
-    assert reopened(local).position(APP) == 2
+    table = create(local)
+    table.set_property("delta.logRetentionDuration", "interval 1 hours")
+    table.set_property("delta.enableExpiredLogCleanup", cleaned)
+    table.set_property("delta.checkpointInterval", "3")
+    for version in range(3):
+        append(table, [version], version)
+        for old in Path(table.uri, "_delta_log").iterdir():
+            os.utime(old, (1_000_000_000 + version, 1_000_000_000 + version))
+    for version in range(3, 6):
+        append(table, [version], version)
+    assert Path(table.uri, "_delta_log", f"{0:020d}.json").exists() == first_is_there
+    assert numbers(local) == list(range(6))
+
+
+def test_checkpoints_of_the_log_come_at_the_tables_interval(local: DeltaLakehouse) -> None:
+    table = create(local)
+    table.set_property("delta.checkpointInterval", "3")
+    for version in range(5):
+        append(table, [version], version)
+    names = os.listdir(Path(table.uri, "_delta_log"))
+    assert sorted(name[:20] for name in names if name.endswith(".checkpoint.parquet")) == [f"{2:020d}", f"{5:020d}"]
+    assert numbers(local) == list(range(5))
+
+
+def test_a_log_that_is_gone_gets_no_entry_without_a_beginning(local: DeltaLakehouse, grown: Table) -> None:
+    shutil.rmtree(Path(grown.uri, "_delta_log"))
+    with pytest.raises(TableMovedError, match="has lost its log"):
+        append(grown, [1], 3)
+    assert not Path(grown.uri, "_delta_log").exists()
+
+
+def test_a_handle_shows_its_own_commit_though_another_came_behind_it(
+    local: DeltaLakehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, other = create(local), reopened(local)
+    publish = log_entries.publish
+
+    def overtaken(*arguments: Any) -> bool:
+        published = publish(*arguments)
+        monkeypatch.undo()
+        append(reopened(local), [2], 0, "other")
+        return published
+
+    monkeypatch.setattr(log_entries, "publish", overtaken)
+    commit = append(table, [1], 0)
+    assert (commit.version, table.version, table.position("other"), table.count()) == (1, 1, None, 1)
+    assert append(other, [3], 0, "third").version == 3
+
+
+def test_files_of_a_write_that_failed_are_taken_away(local: DeltaLakehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "TARGET_FILE_BYTES", 10_000)
+    table = create(local)
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        for number in range(20):
+            yield batch(range(1000 * number, 1000 * number + 1000))
+        assert len(data_files(table)) > 5
+        raise MineError("mine")
+
+    with pytest.raises(MineError):
+        table.append(SCHEMA, rows(), APP, 0, {})
+    assert data_files(table) == []
+
+
+def test_what_is_written_is_plain_parquet(local: DeltaLakehouse) -> None:
+    kinds = {
+        "price": pa.decimal128(9, 2),
+        "huge": pa.decimal128(38, 2),
+        "at": pa.timestamp("us"),
+        "tags": pa.list_(pa.field("element", pa.string())),
+        "pairs": pa.map_(pa.string(), pa.int64()),
+    }
+    schema = pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in kinds.items())])
+    table = create(local, schema=schema)
+    values = {"price": [1], "huge": [2], "at": [MODIFIED.replace(tzinfo=None)], "tags": [["a"]], "pairs": [[("k", 1)]]}
+    table.append(schema, [batch([1], 0, schema, **values)], APP, 0, {})
+    (file,) = data_files(table)
+    footer = pq.read_metadata(file)
+    physical = {footer.schema.column(i).path: footer.schema.column(i).physical_type for i in range(footer.num_columns)}
+    assert physical["_source_file_modified_at"] == physical["at"] == "INT64"
+    assert physical["price"] == "INT32"
+    assert {"tags.list.element", "pairs.key_value.key", "pairs.key_value.value"} <= physical.keys()
+    group = footer.row_group(0)
+    assert {group.column(index).compression for index in range(footer.num_columns)} == {"SNAPPY"}
+    assert footer.metadata is None
+    assert pl.scan_delta(table.uri).collect().to_arrow()["price"].to_pylist() == [Decimal("1.00")]
