@@ -68,6 +68,8 @@ class Session:
         self._connection = connection
         self._supabase = supabase
         self._watch = watch
+        #: Whether an answer was not read to its end.
+        self.cut_short = False
 
     def run(self, statement: str) -> None:
         """Execute a statement that answers nothing; several are separated by `;`."""
@@ -99,11 +101,13 @@ class Session:
                 cursor.execute(query)
                 reader = cursor.fetch_record_batch()
             failures: list[Exception] = []
+            cut_short_before, self.cut_short = self.cut_short, True
 
             def pulled() -> Iterator[pa.RecordBatch]:
                 try:
                     while (batch := self._next(reader)) is not None:
                         yield batch
+                    self.cut_short = cut_short_before
                 except (SupabaseError, SupabaseUnavailableError) as failure:
                     failures.append(failure)
                     raise
@@ -152,7 +156,11 @@ class Connection:
         session = retried(self._begun, self._pauses)
         try:
             yield session
-            session.run("COMMIT")
+            if session.cut_short:
+                # Another word would first have to read the rest.
+                self.close()
+            else:
+                session.run("COMMIT")
         except BaseException:
             # Ending the connection ends the transaction, and spares reading what is under way.
             self.close()

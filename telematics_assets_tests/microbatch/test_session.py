@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -240,3 +241,14 @@ def _fail_by_itself(begin: Callable[[], AbstractContextManager[Session]]) -> Non
     with begin() as session, session.stream("SELECT g FROM generate_series(1, 1000000) g") as reader:
         reader.read_next_batch()
         raise LookupError
+
+
+def test_a_transaction_that_stops_reading_early_does_not_read_the_rest(database: Database) -> None:
+    endless = "SELECT g FROM generate_series(1, 1000000000) g"
+    began = time.monotonic()
+    with connected(database.supabase) as connection:
+        with connection.transaction() as session, session.stream(endless) as reader:
+            reader.read_next_batch()
+        with connection.transaction() as session:
+            assert session.value("SELECT 1") == 1
+    assert time.monotonic() - began < 30
