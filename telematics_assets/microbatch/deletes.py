@@ -72,7 +72,7 @@ class Tombstones:
         return Noted(found["changed"], found["any_there"], found["nameless"], found["pruned"])
 
     def keys(self, start: int, end: int, plans: Sequence[ColumnPlan]) -> Iterator[pa.RecordBatch]:
-        """Keys that are gone, as bronze has them; each once.
+        """Keys that are gone, as bronze has them; each once, without those that bronze can't show.
 
         Args:
             start: First position.
@@ -81,16 +81,36 @@ class Tombstones:
         """
         columns = [self._column(number, name) for number, name in enumerate(self._key, 1)]
         same = " AND ".join(
-            # The first finds the row by its index, the second tells `a` from `A` where the column does not.
-            f't.{quoted(name)} = {value} AND t.{quoted(name)}::text COLLATE "C" = d.key[{number}]'
+            self._same(number, name, value)
             for number, (name, value) in enumerate(zip(self._key, columns, strict=True), 1)
         )
+        texts = ", ".join(self._text(number, name) for number, name in enumerate(self._key, 1))
         keys = (
             f"SELECT {', '.join(f'{c} AS {quoted(n)}' for n, c in zip(self._key, columns, strict=True))} "
-            f"FROM (SELECT DISTINCT key FROM {self._range(start, end)} AND NOT {self._is_nameless} OFFSET 0) AS d "
+            f"FROM (SELECT DISTINCT ARRAY[{texts}] AS key FROM {self._range(start, end)} "
+            f"AND NOT {self._is_nameless} OFFSET 0) AS d "
             f"WHERE NOT EXISTS (SELECT FROM {self._source.rows_sql} AS t WHERE {same})"
         )
-        return extract(self._session, f"({keys}) AS gone", plans, anomalies=Anomalies())
+        # A key that bronze can't show never came to it: the batch that met its row was refused.
+        plans = [replace(plan, required=False) for plan in plans]
+        for batch in extract(self._session, f"({keys}) AS gone", plans, anomalies=Anomalies()):
+            yield batch.drop_null()
+
+    def _same(self, number: int, name: str, value: str) -> str:
+        # The first finds the row by its index, the second tells `a` from `A` where the column does not.
+        equal = f"t.{quoted(name)} = {value}"
+        exactly = f't.{quoted(name)}::text COLLATE "C" = d.key[{number}]'
+        if self._is_float(name):
+            return equal
+        return exactly if self._source.has_own_operators(name) else f"{equal} AND {exactly}"
+
+    def _text(self, number: int, name: str) -> str:
+        # Bronze does not tell 0 from -0 in a key, as PostgreSQL does not: they are one key, and deleted once.
+        return f"(key[{number}]::float8 + 0)::text" if self._is_float(name) else f"key[{number}]"
+
+    def _is_float(self, name: str) -> bool:
+        column = self._source.column(name)
+        return column is not None and column.base in ("float4", "float8")
 
     def _column(self, number: int, name: str) -> str:
         column = self._source.column(name)

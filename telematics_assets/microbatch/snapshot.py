@@ -3,7 +3,8 @@
 Belongs here: where a piece ends, and the condition that its rows fulfil.
 Does not belong here: when a snapshot is taken and what becomes of its rows (`replicate.py`), Dagster.
 
-The order is the source's, by the key's index: bronze need not know how a collation sorts.
+The order is the source's, by the key's index: bronze need not know how a collation sorts. Types of extensions sort by
+their text instead.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def next_piece(
     if start is None and 0 < source.rows <= rows:
         # Going through the index to find that out takes as long as reading a tenth of the rows.
         return Piece(None, None)
-    names = ", ".join(map(quoted, key))
+    names = ", ".join(_ordered(source, name) for name in key)
     behind = None if start is None else f"({names}) >= {_row(source, key, start)}"
     texts = ", ".join(f"{quoted(name)}::text AS k{number}" for number, name in enumerate(key))
     found = session.rows(
@@ -60,5 +61,10 @@ def _row(source: SourceTable, key: Sequence[str], texts: Sequence[str]) -> str:
     for name, text in zip(key, texts, strict=True):
         column = source.column(name)
         assert column is not None
-        values.append(f"{literal(text)}::{column.type}")
+        values.append(literal(text) if source.has_own_operators(name) else f"{literal(text)}::{column.type}")
     return f"({', '.join(values)})"
+
+
+def _ordered(source: SourceTable, name: str) -> str:
+    # ORDER BY would find the type's own order by itself, and a comparison another type's: ranges with gaps.
+    return f'{quoted(name)}::text COLLATE "C"' if source.has_own_operators(name) else quoted(name)

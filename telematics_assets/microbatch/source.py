@@ -33,6 +33,8 @@ class SourceColumn:
         modifier: `atttypmod`; -1 if there is none.
         not_null: Whether it is declared so.
         comment: Its comment, or None.
+        generated: The expression that a generated column is computed by; else None.
+        members: Labels of an enum by their OIDs, or attributes of a composite type, as JSON; also an array's elements'.
     """
 
     name: str
@@ -44,6 +46,8 @@ class SourceColumn:
     modifier: int
     not_null: bool
     comment: str | None
+    generated: str | None = None
+    members: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,14 @@ class SourceTable:
         """The column of that name, or None."""
         return next((column for column in self.columns if column.name == name), None)
 
+    def has_own_operators(self, name: str) -> bool:
+        """Whether a column's type brings operators of its own, which the reader's search_path does not find.
+
+        Either there are none then, or those of another type take their place: of `text` for `citext`.
+        """
+        column = self.column(name)
+        return column is not None and "." in column.base
+
 
 def quoted(name: str) -> str:
     """A name as SQL text."""
@@ -126,7 +138,14 @@ WITH RECURSIVE t AS (
     FROM base b JOIN pg_type y ON y.oid = b.type WHERE y.typtype = 'd'
 ), named AS (
     SELECT b.attnum, b.modifier, b.dimensions, {label} AS base,
-           CASE WHEN e.oid IS NOT NULL THEN {element} END AS element
+           CASE WHEN e.oid IS NOT NULL THEN {element} END AS element,
+           coalesce(
+               (SELECT json_object_agg(l.oid::text, l.enumlabel ORDER BY l.oid) FROM pg_enum l
+                WHERE l.enumtypid IN (y.oid, e.oid)),
+               (SELECT json_agg(format('%s %s', p.attnum, format_type(p.atttypid, p.atttypmod)) ORDER BY p.attnum)
+                FROM pg_attribute p WHERE p.attrelid IN (NULLIF(y.typrelid, 0), NULLIF(e.typrelid, 0))
+                AND p.attnum > 0 AND NOT p.attisdropped)
+           )::text AS members
     FROM base b JOIN pg_type y ON y.oid = b.type
     LEFT JOIN pg_type e ON e.oid = y.typelem AND e.typarray = y.oid
     WHERE y.typtype <> 'd'
@@ -145,8 +164,10 @@ SELECT t.oid::int8 AS oid, t.relkind::text AS kind, t.comment AS table_comment, 
        (SELECT json_agg(columns ORDER BY indexrelid)::text FROM keys WHERE NOT indisprimary) AS unique_keys,
        a.attname::text AS name, a.attnum::int4 AS number, format_type(a.atttypid, a.atttypmod) AS type,
        n.base::text AS base, n.element::text AS element, n.dimensions::int4 AS dimensions,
-       n.modifier::int4 AS modifier, a.attnotnull AS not_null, col_description(t.oid, a.attnum) AS comment
+       n.modifier::int4 AS modifier, a.attnotnull AS not_null, col_description(t.oid, a.attnum) AS comment,
+       CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid) END AS generated, n.members
 FROM t LEFT JOIN named n ON true LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = n.attnum
+LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum
 ORDER BY a.attnum
 """
 _LABEL = (

@@ -90,6 +90,18 @@ def test_a_first_snapshot_that_was_killed_goes_on_behind_its_last_piece(
     assert stands(lakehouse).position > first.position
 
 
+def test_ranges_of_a_key_with_an_order_of_its_own_leave_nothing_out(
+    lakehouse: DeltaLakehouse, database: Database
+) -> None:
+    database.run(
+        "CREATE EXTENSION citext",
+        "CREATE TABLE policies (id citext PRIMARY KEY)",
+        "INSERT INTO policies SELECT CASE i % 2 WHEN 0 THEN 'a' ELSE 'B' END || i FROM generate_series(1, 100) i",
+    )
+    assert replicate(lakehouse, database.supabase, XMIN).inserted == 100
+    assert bronze(lakehouse).count() == 100
+
+
 def test_rows_that_were_restored_overwritten_or_deleted_by_hand_stop_it_until_a_full_replication(
     lakehouse: DeltaLakehouse, policies: Database
 ) -> None:
