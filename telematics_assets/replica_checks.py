@@ -151,7 +151,8 @@ def _blocked_cut(engine: Engine, table: ReplicatedTable, batch: Batch, status: S
 def _anomalies(engine: Engine, table: ReplicatedTable, batch: Batch, status: SourceStatus) -> dg.AssetCheckResult:
     rows = sum(int(line["rows"]) for line in batch.anomalies)
     return _result(
-        f"{rows:,} values can't be shown as they are. docs/supabase-types.md says what stands for them."
+        f"{rows:,} values can't be shown as they are; _rescued_data has them. docs/supabase-types.md says what "
+        "stands for them."
         if batch.anomalies
         else None,
         values=rows,
@@ -164,7 +165,7 @@ def _drift(engine: Engine, table: ReplicatedTable, batch: Batch, status: SourceS
         return unasked
     found = [drift for drift in engine.source_drift([table]) if drift.kind != _UNDECLARED]
     return _result(
-        f"{table.source} in the database is not as it is declared. {found[0].message}" if found else None,
+        f"{table.source} in the database is not as it is declared or was. {found[0].message}" if found else None,
         drift=[{"what": drift.kind, "found": drift.message} for drift in found],
     )
 

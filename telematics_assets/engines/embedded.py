@@ -342,7 +342,9 @@ class EmbeddedEngine:
         supabase = self._source()
         from telematics_assets.microbatch.questions import drifts
 
-        return drifts(supabase, tables)
+        return drifts(
+            supabase, tables, lambda table: self._lakehouse.open(self._names.bronze(table.target)), self._hash_key
+        )
 
     def repeated_keys(self, table: ReplicatedTable) -> RepeatedKeys | None:
         """See `Engine.repeated_keys`."""

@@ -5,8 +5,8 @@ Does not belong here: which type becomes which (`types.py`), reading rows, Dagst
 
 A column that is added without a default is null in every row, and is simply added. Whatever may have changed rows
 without their being written (a default, a type, a column of the same name that is another one) takes a new snapshot,
-which compares all rows. A column that is gone stays in bronze: its values stay until their rows change, then they are
-null.
+which compares all rows. A column that is hidden now, left out or hashed, is cleared first. One that is gone
+stays in bronze: its values stay until their rows change, then they are null.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from telematics_assets.lakehouse.types import delta_type
+from telematics_assets.microbatch.rescue import RESCUED_FIELD
 from telematics_assets.microbatch.source import SourceTable
 from telematics_assets.microbatch.types import ColumnPlan, arrow_schema
 
@@ -41,7 +42,7 @@ class Columns:
     @property
     def schema(self) -> pa.Schema:
         """The bronze schema."""
-        return arrow_schema(self.plans).append(REPLICATED_AT_FIELD)
+        return arrow_schema(self.plans).append(RESCUED_FIELD).append(REPLICATED_AT_FIELD)
 
     @property
     def fingerprint(self) -> int:
@@ -50,15 +51,21 @@ class Columns:
         return int.from_bytes(digest[:7], "big")
 
 
+#: Which of a column's facts says how its bronze value is made: for hashed ones with which key.
+_HOW = 4
+
+
 def columns_of(plans: Sequence[ColumnPlan], source: SourceTable) -> Columns:
     """The columns of a table that is read by these plans."""
     facts = {}
     for plan in plans:
         column = source.column(plan.source)
         assert column is not None
-        # A hashed column's comment tells which key it was hashed with.
-        how = plan.comment if plan.form == "hash" else plan.form
-        facts[plan.name] = (str(column.number), column.type, plan.expression, delta_type(plan.arrow), how)
+        how = plan.form if plan.fingerprint is None else f"{plan.form} {plan.fingerprint}"
+        facts[plan.name] = (
+            *(str(column.number), column.type, plan.expression, delta_type(plan.arrow), how),
+            *(column.generated or "", column.members or ""),
+        )
     return Columns(tuple(plans), facts)
 
 
@@ -96,7 +103,7 @@ def drift(columns: Columns, bronze: pa.Schema, before: Mapping[str, Sequence[str
     """
     own = {name.lower(): name for name in bronze.names}
     added = tuple(name for name in columns.schema.names if name not in bronze.names)
-    gone = tuple(name for name in bronze.names if name not in columns.schema.names and name != REPLICATED_AT)
+    gone = tuple(name for name in bronze.names if name not in columns.schema.names)
     retyped = [
         (field.name, delta_type(bronze.field(field.name).type), delta_type(field.type))
         for field in columns.schema
@@ -106,5 +113,52 @@ def drift(columns: Columns, bronze: pa.Schema, before: Mapping[str, Sequence[str
     retyped += [(name, own[name.lower()], name) for name in added if name.lower() in own]
     altered = None
     if before is not None:
-        altered = tuple(name for name, facts in columns.facts.items() if name in before and [*before[name]] != [*facts])
+        altered = tuple(
+            name for name, facts in columns.facts.items() if name in before and _is_altered(before[name], facts)
+        )
     return Drift(added, gone, tuple(retyped), altered)
+
+
+def in_plain(
+    columns: Columns, bronze: pa.Schema, before: Mapping[str, Sequence[str]], excluded: Sequence[str]
+) -> dict[str, pa.Field | None]:
+    """Columns of bronze whose values must not stay: such as are left out now, or hashed now, or with another key.
+
+    Args:
+        columns: The source's columns now.
+        bronze: The schema of the bronze table.
+        before: The facts of the last batch.
+        excluded: Names in bronze of columns that are left out.
+
+    Returns:
+        For each the field that takes its place, all null; None if it goes.
+    """
+    found: dict[str, pa.Field | None] = {name: None for name in excluded if name in bronze.names}
+    for plan in columns.plans:
+        if plan.form == "hash" and plan.name in bronze.names:
+            now = columns.facts[plan.name][_HOW]
+            if [*before.get(plan.name, ())][_HOW : _HOW + 1] != [now]:
+                found[plan.name] = columns.schema.field(plan.name)
+    return found
+
+
+def facts_without(
+    columns: Columns, before: Mapping[str, Sequence[str]], cleared: Mapping[str, pa.Field | None]
+) -> dict[str, Sequence[str]]:
+    """What a table knows of its columns once some were cleared: those that stay count as altered, whatever they are."""
+    facts = {name: known for name, known in before.items() if name not in cleared}
+    for name, field in cleared.items():
+        if field is not None:
+            now = columns.facts[name]
+            facts[name] = ["" if place != _HOW else fact for place, fact in enumerate(now)]
+    return facts
+
+
+def _is_altered(before: Sequence[str], now: Sequence[str]) -> bool:
+    if [*before[:-1]] != [*now[:-1]]:
+        return True
+    if before[-1] == now[-1]:
+        return False
+    was, members = (json.loads(text or "null") for text in (before[-1], now[-1]))
+    # Labels that were added to an enum are in no row that has not been written since.
+    return not (isinstance(was, dict) and isinstance(members, dict) and was.items() <= members.items())

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime, timedelta
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from telematics_assets.engines.base import Anomaly
 from telematics_assets.errors import ReplicationError
 from telematics_assets.lakehouse.types import lossless_cast, plain
+from telematics_assets.microbatch.rescue import RESCUED_FIELD, Rescued, array_text, moments
 from telematics_assets.microbatch.session import Session
 from telematics_assets.microbatch.types import ColumnPlan, Form, arrow_schema, select_list
 
@@ -26,7 +27,6 @@ _LONGEST_EXAMPLE = 100
 _DAY_US = 86_400_000_000
 #: From PostgreSQL's epoch to Arrow's, days. ADBC adds it in 32 and 64 bits, around the end if need be.
 _EPOCH_DAYS = 10_957
-_DAYS_OF_400_YEARS = 146_097
 _LARGEST_BIGINT = 2**63 - 1
 _HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
 #: What arrives for a form, where that is not the bronze type.
@@ -77,6 +77,7 @@ def extract(
     where: str | None = None,
     order_by: str | None = None,
     limit: int | None = None,
+    rescued: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Read rows as batches of some MiB in the schema `arrow_schema(plans)`.
 
@@ -88,6 +89,7 @@ def extract(
         where: A condition, or None for all rows.
         order_by: What follows ORDER BY, or None.
         limit: How many rows at most, or None.
+        rescued: Whether a last column keeps what bronze can't show (`rescue.RESCUED_FIELD`).
 
     Raises:
         ReplicationError: If what arrives is not what was planned for.
@@ -95,6 +97,8 @@ def extract(
         SupabaseUnavailableError: If the connection is lost; what was read so far must not be committed.
     """
     schema = arrow_schema(plans)
+    if rescued:
+        schema = schema.append(RESCUED_FIELD)
     query = f"SELECT {select_list(plans)} FROM {select_from}"
     query += f" WHERE {where}" if where else ""
     query += f" ORDER BY {order_by}" if order_by else ""
@@ -109,18 +113,22 @@ def _converted(
     batch: pa.RecordBatch, plans: Sequence[ColumnPlan], schema: pa.Schema, anomalies: Anomalies
 ) -> pa.RecordBatch:
     checks = iter(range(len(plans), batch.num_columns))
+    rescued = Rescued()
     columns = []
     for number, plan in enumerate(plans):
         array = plain(batch.column(number))
         if plan.check is not None:
-            _count_arrays(plan, batch.column(next(checks)), array, anomalies)
-        columns.append(_bronze(plan, array, anomalies))
+            _count_arrays(plan, batch.column(next(checks)), array, anomalies, rescued)
+        columns.append(_bronze(plan, array, anomalies, rescued))
+    if len(schema) > len(plans):
+        columns.append(rescued.column(batch.num_rows))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _count_arrays(plan: ColumnPlan, check: pa.Array, array: pa.Array, anomalies: Anomalies) -> None:
+def _count_arrays(plan: ColumnPlan, check: pa.Array, array: pa.Array, anomalies: Anomalies, rescued: Rescued) -> None:
     if check.null_count == len(check):
         return
+    rescued.add(plan.source, check)
     shown = check.is_valid()
     for kind, mask in (
         ("more than one dimension", pc.and_(shown, array.is_null())),
@@ -130,7 +138,7 @@ def _count_arrays(plan: ColumnPlan, check: pa.Array, array: pa.Array, anomalies:
         anomalies.add(plan, kind, len(texts), texts[0].as_py() if len(texts) else "")
 
 
-def _bronze(plan: ColumnPlan, array: pa.Array, anomalies: Anomalies) -> pa.Array:
+def _bronze(plan: ColumnPlan, array: pa.Array, anomalies: Anomalies, rescued: Rescued) -> pa.Array:
     leaves = array.flatten() if pa.types.is_list(array.type) else array
     arrives = _ARRIVES.get(plan.form) or plan.leaf
     if leaves.type != arrives or (leaves is array) == pa.types.is_list(plan.arrow):
@@ -146,11 +154,11 @@ def _bronze(plan: ColumnPlan, array: pa.Array, anomalies: Anomalies) -> pa.Array
             assert plan.hash_key is not None
             return keyed_hash(array, plan.hash_key)
         case "xid8":
-            return _transaction_ids(plan, array, anomalies)
+            return _transaction_ids(plan, array, anomalies, rescued)
         case "decimal":
-            return _decimals(plan, array, leaves, anomalies)
+            return _decimals(plan, array, leaves, anomalies, rescued)
         case "bounded":
-            return _bounded(plan, array, leaves, anomalies)
+            return _bounded(plan, array, leaves, anomalies, rescued)
     return array if array.type == plan.arrow else array.cast(plan.arrow)
 
 
@@ -186,7 +194,7 @@ def keyed_hash(array: pa.StringArray, key: bytes) -> pa.StringArray:
     return pa.array(map(hashed, encoded.dictionary.to_pylist()), pa.string()).take(encoded.indices)
 
 
-def _transaction_ids(plan: ColumnPlan, array: pa.BinaryArray, anomalies: Anomalies) -> pa.Int64Array:
+def _transaction_ids(plan: ColumnPlan, array: pa.BinaryArray, anomalies: Anomalies, rescued: Rescued) -> pa.Int64Array:
     filled = pc.fill_null(array, bytes(8)) if array.null_count else array
     rows = len(filled)
     if rows == 0:
@@ -199,65 +207,81 @@ def _transaction_ids(plan: ColumnPlan, array: pa.BinaryArray, anomalies: Anomali
     if pc.any(beyond).as_py():
         there = numbers[numbers > _LARGEST_BIGINT]
         anomalies.add(plan, "larger than a BIGINT", len(there), str(there[0]))
+        rescued.add(plan.source, pc.if_else(beyond, pa.array(numbers).cast(pa.string()), None))
     kept = pc.and_not(array.is_valid(), beyond)
     return values if pc.all(kept).as_py() else pc.if_else(kept, values, None)
 
 
-def _decimals(plan: ColumnPlan, array: pa.Array, leaves: pa.Array, anomalies: Anomalies) -> pa.Array:
+def _decimals(plan: ColumnPlan, array: pa.Array, leaves: pa.Array, anomalies: Anomalies, rescued: Rescued) -> pa.Array:
     try:
         return array.cast(plan.arrow)
     except pa.ArrowInvalid:
         special = pc.fill_null(pc.is_in(leaves, _SPECIAL_NUMBERS), False)
     for text in _SPECIAL_NUMBERS.to_pylist():
         anomalies.add(plan, text, pc.sum(pc.equal(leaves, text)).as_py() or 0, text)
+    _rescue(plan, array, leaves, special, rescued)
     try:
         return _without(array, special).cast(plan.arrow)
     except pa.ArrowInvalid as error:
         raise ReplicationError(f"Column {plan.source} has a number that {plan.arrow} does not hold: {error}") from None
 
 
-def _bounded(plan: ColumnPlan, array: pa.Array, leaves: pa.Array, anomalies: Anomalies) -> pa.Array:
+def _bounded(plan: ColumnPlan, array: pa.Array, leaves: pa.Array, anomalies: Anomalies, rescued: Rescued) -> pa.Array:
     _, misfits = lossless_cast(leaves, leaves.type)
     if misfits is None:
         return array if array.type == plan.arrow else array.cast(plan.arrow)
-    is_date = pa.types.is_date32(leaves.type)
-    number = np.int32 if is_date else np.int64
-    there = leaves.filter(misfits).view(pa.int32() if is_date else pa.int64()).to_numpy()
-    epoch = _EPOCH_DAYS if is_date else _EPOCH_DAYS * _DAY_US
-    # Back to PostgreSQL's own numbers, also where ADBC went around the end.
-    numbers = there - number(epoch) if is_date else there - np.int64(epoch)
-    ends = np.iinfo(number)
+    numbers = _of_postgres(leaves.filter(misfits))
+    ends = np.iinfo(numbers.dtype)
     for kind, mask in (
         ("infinity", numbers == ends.max),
         ("-infinity", numbers == ends.min),
         ("before year 1", (numbers < 0) & (numbers != ends.min)),
         ("after year 9999", (numbers > 0) & (numbers != ends.max)),
     ):
-        chosen = numbers[mask]
-        if len(chosen):
-            example = kind if kind.endswith("infinity") else _moment(int(chosen[0]), leaves.type)
-            anomalies.add(plan, kind, len(chosen), example)
+        if mask.any():
+            anomalies.add(plan, kind, int(mask.sum()), moments(numbers[mask][:1], leaves.type)[0])
+    _rescue(plan, array, leaves, misfits, rescued)
     return _without(array, misfits).cast(plan.arrow)
+
+
+def _of_postgres(leaves: pa.Array) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+    """Dates or times as PostgreSQL's own numbers, also where ADBC went around the end; null is any number."""
+    if pa.types.is_date32(leaves.type):
+        days: npt.NDArray[np.int32] = pc.fill_null(leaves.view(pa.int32()), 0).to_numpy() - np.int32(_EPOCH_DAYS)
+        return days
+    microseconds: npt.NDArray[np.int64] = pc.fill_null(leaves.view(pa.int64()), 0).to_numpy()
+    return microseconds - np.int64(_EPOCH_DAYS * _DAY_US)
+
+
+def _rescue(plan: ColumnPlan, array: pa.Array, leaves: pa.Array, misfits: pa.Array, rescued: Rescued) -> None:
+    """Keep the text of each value that is a misfit, and of each array that has one among its elements."""
+    if leaves is array:
+        texts = pc.replace_with_mask(pa.nulls(len(array), pa.string()), misfits, _texts(leaves.filter(misfits)))
+    else:
+        rows = _rows_with(array, misfits)
+        # One by one: arrays with such an element are rare.
+        spelled = [array_text(_texts(value.values).to_pylist()) for value in array.filter(pa.array(rows))]
+        texts = pc.replace_with_mask(pa.nulls(len(array), pa.string()), pa.array(rows), pa.array(spelled, pa.string()))
+    rescued.add(plan.source, texts)
+
+
+def _texts(leaves: pa.Array) -> pa.StringArray:
+    """How PostgreSQL writes these numbers, dates or times."""
+    if pa.types.is_string(leaves.type):
+        return leaves
+    texts = pa.array(moments(_of_postgres(leaves), leaves.type), pa.string())
+    return pc.if_else(leaves.is_valid(), texts, None)
 
 
 def _without(array: pa.Array, misfits: pa.Array) -> pa.Array:
     """The array with null for each value that is a misfit, or that has one among its elements."""
     if pa.types.is_list(array.type):
-        rows = np.zeros(len(array), bool)
-        rows[pc.list_parent_indices(array).filter(misfits).to_numpy()] = True
-        misfits = pa.array(rows)
+        misfits = pa.array(_rows_with(array, misfits))
     return pc.if_else(misfits, pa.scalar(None, array.type), array)
 
 
-def _moment(number: int, kind: pa.DataType) -> str:
-    """How PostgreSQL writes a date or time far from now, given as days or microseconds since 2000-01-01."""
-    days, rest = (number, 0) if pa.types.is_date32(kind) else divmod(number, _DAY_US)
-    # A calendar repeats every 400 years, so that a year that Python knows stands in for any other.
-    cycles, within = divmod(days, _DAYS_OF_400_YEARS)
-    near = date(2000, 1, 1) + timedelta(within)
-    year = near.year + 400 * cycles
-    text = f"{year if year > 0 else 1 - year:04d}-{near:%m-%d}"
-    if not pa.types.is_date32(kind):
-        text += f" {(datetime.min + timedelta(microseconds=rest)).time().isoformat()}"
-        text += "+00" if kind.tz else ""
-    return text if year > 0 else f"{text} BC"
+def _rows_with(array: pa.ListArray, misfits: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which arrays have a misfit among their elements."""
+    rows = np.zeros(len(array), bool)
+    rows[pc.list_parent_indices(array).filter(misfits).to_numpy()] = True
+    return rows

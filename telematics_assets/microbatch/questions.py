@@ -12,13 +12,20 @@ from collections.abc import Callable, Sequence
 
 from telematics_assets.catalog import ReplicatedTable
 from telematics_assets.engines.base import SourceDrift, SourcePosition, SourceStatus
-from telematics_assets.errors import SupabaseError, SupabaseUnavailableError
+from telematics_assets.errors import (
+    ReplicationError,
+    SettingsError,
+    SupabaseError,
+    SupabaseUnavailableError,
+)
 from telematics_assets.lakehouse.base import Table
 from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.microbatch.deletes import key_plans
 from telematics_assets.microbatch.discover import drift, find_tables
-from telematics_assets.microbatch.position import identity_of, standing
-from telematics_assets.microbatch.session import transaction
+from telematics_assets.microbatch.drift import columns_of
+from telematics_assets.microbatch.drift import drift as column_drift
+from telematics_assets.microbatch.position import identity_of, last_note, standing
+from telematics_assets.microbatch.session import Session, transaction
 from telematics_assets.microbatch.source import checked_key, database_identity, describe, literal, quoted
 from telematics_assets.microbatch.sql import SCHEMA
 from telematics_assets.microbatch.types import plan_columns
@@ -101,12 +108,19 @@ def key_columns(supabase: Supabase, table: ReplicatedTable, hash_key: str | None
     return tuple(plan.name for plan in key_plans(plans, key))
 
 
-def drifts(supabase: Supabase, tables: Sequence[ReplicatedTable]) -> Sequence[SourceDrift]:
-    """Where the database and the declarations have drifted apart.
+def drifts(
+    supabase: Supabase,
+    tables: Sequence[ReplicatedTable],
+    opened: Callable[[ReplicatedTable], Table | None],
+    hash_key: str | None,
+) -> Sequence[SourceDrift]:
+    """Where the database has drifted apart from the declarations, and from what was replicated last.
 
     Args:
         supabase: The database.
         tables: The declared tables.
+        opened: Opens a bronze table; None if there is none yet.
+        hash_key: The key of hashed columns.
 
     Raises:
         SupabaseError: If it refuses for good.
@@ -114,7 +128,48 @@ def drifts(supabase: Supabase, tables: Sequence[ReplicatedTable]) -> Sequence[So
     """
     with transaction(supabase, pauses=()) as session:
         found = find_tables(session)
-    return [SourceDrift(each.source, each.kind, each.message) for each in drift(tables, found)]
+        readable = {table.source for table in found if table.readable}
+        altered = [
+            each
+            for table in tables
+            if table.source in readable and (bronze := opened(table)) is not None
+            for each in _altered(session, table, bronze, hash_key)
+        ]
+    return [*altered, *(SourceDrift(each.source, each.kind, each.message) for each in drift(tables, found))]
+
+
+def _altered(session: Session, table: ReplicatedTable, bronze: Table, hash_key: str | None) -> Sequence[SourceDrift]:
+    try:
+        source = describe(session, table.source)
+        plans = plan_columns(source, table.exclude, table.hash, hash_key, table.key)
+        stands = standing(bronze, identity_of(database_identity(session), source.oid, table.mode))
+    except (ReplicationError, SettingsError):
+        # The next batch says so, with what to do.
+        return []
+    note = None if stands is None else last_note(bronze, stands)
+    if note is None:
+        return []
+    columns, known = columns_of(plans, source), note.get("columns")
+    before = known if isinstance(known, dict) else None
+    differs = column_drift(columns, bronze.schema, before)
+    found = [
+        SourceDrift(
+            table.source,
+            "column",
+            f"Column {name} is {now} in bronze's terms, and was {was}: batches are refused. `telematics replicate "
+            f"{table.source} --full` rewrites the table; or list the column under exclude.",
+        )
+        for name, was, now in differs.retyped
+    ]
+    retyped = {name for name, _, _ in differs.retyped}
+    for name in differs.altered or ():
+        if name not in retyped:
+            was, now = ((before or {})[name][1], columns.facts[name][1])
+            what = f"was {was} and is {now}" if was != now else f"({now}) is not what it was"
+            found.append(
+                SourceDrift(table.source, "column", f"Column {name} {what}: the next batch compares all rows.")
+            )
+    return found
 
 
 def _highest(table: ReplicatedTable) -> str:

@@ -46,7 +46,15 @@ from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, delta_type, s
 from telematics_assets.microbatch import cut as cuts
 from telematics_assets.microbatch.cut import WRAP, Cut, Rows
 from telematics_assets.microbatch.deletes import Tombstones, key_plans, source_keys
-from telematics_assets.microbatch.drift import REPLICATED_AT, Columns, Drift, columns_of, drift
+from telematics_assets.microbatch.drift import (
+    REPLICATED_AT,
+    Columns,
+    Drift,
+    columns_of,
+    drift,
+    facts_without,
+    in_plain,
+)
 from telematics_assets.microbatch.extract import Anomalies, extract
 from telematics_assets.microbatch.keys import Keys, Wanted, differences, marked, parts_of
 from telematics_assets.microbatch.position import (
@@ -67,7 +75,7 @@ from telematics_assets.microbatch.session import Connection, Session
 from telematics_assets.microbatch.snapshot import next_piece
 from telematics_assets.microbatch.source import SourceTable, checked_key, database_identity, describe, quoted
 from telematics_assets.microbatch.sql import SCHEMA
-from telematics_assets.microbatch.types import ColumnPlan, plan_columns
+from telematics_assets.microbatch.types import ColumnPlan, bronze_name, plan_columns
 
 #: Steps of a replication, in order, as they are announced to `on_step`; a test can stop a process at each of them.
 STEPS = ("opened", "table_created", "cut_taken", "reading", "extracted", "committed", "made_durable")
@@ -335,12 +343,15 @@ class Replicator:
     def _decided(self, batch: _Batch, request: ReplicateRequest, books: _Books, tell: ProgressListener) -> bool:
         stands = batch.stands
         books.notes = batch.drift.notes(self._declared.source)
-        if request.full and not books.full_begun:
-            books.full_begun = True
-            return self._snapshot(batch, None, "asked for", books, tell)
-        if stands is not None:
+        full = request.full and not books.full_begun
+        if stands is not None and not full:
             refuse_moved(batch.table, stands)
             make_durable(batch.table, stands)
+        if self._cleared(batch, books, tell):
+            return True
+        if full:
+            books.full_begun = True
+            return self._snapshot(batch, None, "asked for", books, tell)
         if batch.drift.retyped:
             name, was, now = batch.drift.retyped[0]
             raise SchemaError(
@@ -362,6 +373,39 @@ class Replicator:
         if self._declared.mode == "snapshot":
             return self._again(batch, stands, books, tell)
         return self._batch(batch, stands, request, books, tell)
+
+    def _cleared(self, batch: _Batch, books: _Books, tell: ProgressListener) -> bool:
+        """Take what shall not be read any more out of all rows, also such as only bronze has; say if there was any."""
+        table, stands = batch.table, batch.stands
+        if stands is not None and stands.columns == batch.columns.fingerprint:
+            return False
+        note = {**((newest_note(table) if stands is None else last_note(table, stands)) or {"identity": ""})}
+        known = note.get("columns")
+        before = known if isinstance(known, dict) else {}
+        excluded = [bronze_name(name) for name in self._declared.exclude]
+        cleared = in_plain(batch.columns, table.schema, before, excluded)
+        if not cleared or not table.count():
+            return False
+        tell(Progress("write", f"{self._name}: taking {', '.join(cleared)} out of all rows"))
+        there = [name for name in table.schema.names if name not in cleared]
+        fields = [cleared.get(mine.name, mine) for mine in table.schema]
+        schema = pa.schema([each for each in fields if each is not None])
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            for part in table.stream(there):
+                columns = [
+                    part[each.name] if each.name in there else pa.chunked_array([pa.nulls(len(part), each.type)])
+                    for each in schema
+                ]
+                yield from pa.table(columns, schema=schema).to_batches()
+
+        note["columns"] = facts_without(batch.columns, before, cleared)
+        # Of the version where it stood: what others did since is still to be seen.
+        positions = {} if stands is None else replace(stands, columns=0).transactions()
+        with self._yielding(table):
+            commit = table.overwrite(schema, rows(), positions, {NOTE_INFO: json.dumps(note)})
+        self._committed(table, commit, books)
+        return True
 
     def _why_anew(self, batch: _Batch) -> str:
         note = newest_note(batch.table)
@@ -552,7 +596,7 @@ class Replicator:
         with self._keys(batch) as lost:
             with self._keys(batch) as ours, self._keys(batch) as theirs:
                 for rows in extract(
-                    batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=batch.anomalies
+                    batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=batch.anomalies, rescued=True
                 ):
                     self._require_keys(rows, batch)
                     ours.add(marked(pa.Table.from_batches([rows]), key))
@@ -570,11 +614,17 @@ class Replicator:
 
     def _rewritten(self, batch: _Batch, stands: Standing, reason: str, books: _Books, tell: ProgressListener) -> None:
         """A snapshot in one commit that also sets the schema: types can't be changed otherwise."""
+        before = batch.table.count()
+        if before and self._declared.deletes == "none":
+            raise SchemaError(
+                f"Rows that are gone from {self._declared.source} stay in {self._name} (deletes='none'), and would be "
+                "lost if it were rewritten with the new type. Nothing was changed. List the column under exclude, or "
+                "declare another table (table=…)."
+            )
         tell(Progress("read", f"{self._declared.source}: snapshot ({reason}) that rewrites the table"))
         self._step("reading")
         after = at(replace(stands, complete=1, swept_us=batch.cut.clock_us), batch.table)
         info = {NOTE_INFO: json.dumps(self._note(batch, reason=reason, pieces=0, next=None))}
-        before = batch.table.count()
         with self._yielding(batch.table):
             commit = batch.table.overwrite(
                 batch.columns.schema, self._extracted(batch, None), after.transactions(), info
@@ -591,7 +641,9 @@ class Replicator:
     ) -> Iterator[pa.RecordBatch]:
         schema = batch.columns.schema
         counted = batch.anomalies if anomalies is None else anomalies
-        for rows in extract(batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=counted, where=where):
+        for rows in extract(
+            batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=counted, where=where, rescued=True
+        ):
             moment = pa.repeat(pa.scalar(batch.cut.begun_us, schema.field(REPLICATED_AT).type), rows.num_rows)
             yield pa.RecordBatch.from_arrays([*rows.columns, moment], schema=schema)
 

@@ -27,6 +27,8 @@ from telematics_assets.microbatch.source import SourceColumn, SourceTable, quote
 Form = Literal["plain", "bounded", "decimal", "uuid", "xid8", "hash"]
 
 _SHORTEST_KEY = 16
+#: Columns that bronze has of its own, and those that its change data feed adds.
+_TAKEN_NAMES = ("_replicated_at", "_rescued_data", "_change_type", "_commit_version", "_commit_timestamp")
 #: PostgreSQL's own limit of a SELECT list.
 _MOST_SELECTED = 1664
 _FORBIDDEN_IN_NAMES = str.maketrans(dict.fromkeys((*map(chr, range(33)), "\x7f", *",;{}()="), "_"))
@@ -116,6 +118,13 @@ class ColumnPlan:
     check: str | None = None
     required: bool = False
     hash_key: bytes | None = field(default=None, repr=False)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells a hashed column's key from others, and does not tell the key."""
+        if self.hash_key is None:
+            return None
+        return hmac.digest(self.hash_key, b"telematics_assets: which key", hashlib.sha256).hex()[:8]
 
     @property
     def leaf(self) -> pa.DataType:
@@ -228,13 +237,17 @@ def select_list(plans: Sequence[ColumnPlan]) -> str:
     return ", ".join(values + checks)
 
 
+def bronze_name(name: str) -> str:
+    """What a column is called in bronze: with `_` for each character that Delta can't hold in a name."""
+    return name.translate(_FORBIDDEN_IN_NAMES)
+
+
 def _plan(column: SourceColumn, hash_key: bytes | None) -> ColumnPlan:
-    name, sql = column.name.translate(_FORBIDDEN_IN_NAMES), quoted(column.name)
+    name, sql = bronze_name(column.name), quoted(column.name)
     said = f"{column.comment.rstrip('. ')}. " if column.comment else ""
     if hash_key is not None:
-        fingerprint = hmac.digest(hash_key, b"telematics_assets: which key", hashlib.sha256).hex()[:8]
-        comment = f"{said}Keyed hash (HMAC-SHA-256, key {fingerprint}) of {column.type}."
-        return ColumnPlan(name, column.name, f"{sql}::text", pa.string(), comment, "hash", hash_key=hash_key)
+        plan = ColumnPlan(name, column.name, f"{sql}::text", pa.string(), "", "hash", hash_key=hash_key)
+        return replace(plan, comment=f"{said}Keyed hash (HMAC-SHA-256, key {plan.fingerprint}) of {column.type}.")
     fate = fate_of(column)
     assert fate.arrow is not None
     expression, check = fate.expression.format(sql), None
@@ -264,6 +277,11 @@ def _check_names(table: SourceTable, plans: Sequence[ColumnPlan]) -> None:
                 f"Columns {delta_quoted(other.source)} and {delta_quoted(plan.source)} of {table.schema}.{table.name} "
                 f"would both be {delta_quoted(plan.name)} in bronze, where case does not tell names apart. "
                 "List one of them under exclude."
+            )
+        if plan.name.lower() in _TAKEN_NAMES:
+            raise ReplicationError(
+                f"Column {delta_quoted(plan.source)} of {table.schema}.{table.name} has a name that bronze keeps for a "
+                "column of its own. List it under exclude, or replicate a view that names it otherwise."
             )
         if plan.name != plan.source and plan.required:
             raise ReplicationError(

@@ -139,4 +139,4 @@ def test_columns_that_are_left_out_or_hashed_never_arrive(policies: ReplicaPlatf
     table = ReplicatedTable("public.policies", exclude=("name",))
     policies.replicate(table)
     assert "name" not in policies.columns(table)
-    assert list(policies.columns(table)) == ["id", "premium", "row_xid", "_replicated_at"]
+    assert list(policies.columns(table)) == ["id", "premium", "row_xid", "_rescued_data", "_replicated_at"]

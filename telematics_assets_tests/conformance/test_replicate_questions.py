@@ -127,3 +127,18 @@ def test_a_table_of_another_source_is_not_maintained(insurer: ReplicaPlatform) -
     insurer.replicate(POLICIES)
     with pytest.raises(TableNotOursError, match=r"public\.policies, not of public\.claims"):
         insurer.engine.maintain(replace(CLAIMS, table="supabase_policies"))
+
+
+def test_drift_names_columns_that_are_not_what_they_were_when_they_were_replicated(insurer: ReplicaPlatform) -> None:
+    insurer.run("ALTER TABLE policies ADD premium numeric(12,2), ADD note varchar(10)")
+    insurer.replicate(POLICIES)
+    assert insurer.engine.source_drift([POLICIES, CLAIMS]) == []
+    insurer.run("ALTER TABLE policies ALTER premium TYPE numeric(14,4), ALTER note TYPE varchar(20)")
+    found = [each.message for each in insurer.engine.source_drift([POLICIES, CLAIMS])]
+    assert len(found) == 2
+    assert "premium is DECIMAL(14,4)" in found[0]
+    assert "was DECIMAL(12,2)" in found[0]
+    assert "--full" in found[0]
+    assert "note was character varying(10) and is character varying(20)" in found[1]
+    insurer.replicate(POLICIES, full=True)
+    assert insurer.engine.source_drift([POLICIES, CLAIMS]) == []

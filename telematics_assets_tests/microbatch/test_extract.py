@@ -278,6 +278,29 @@ def test_a_value_that_bronze_can_not_show_is_null_and_counted_and_its_neighbours
     assert anomalies == (Anomaly(plan.source, name, 2, shown),)
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *((kind, text) for kind, text, _, _ in FAR),
+        ("timestamp", "10000-01-01 01:02:03.1"),
+        ("timestamptz[]", "{2020-01-01 00:00:00.01,NULL,0044-03-15 BC}"),
+        ("numeric(12,2)[]", "{1.10,NaN,NULL}"),
+        ("int4[]", "[0:1]={7,8}"),
+    ],
+)
+def test_what_bronze_can_not_show_is_rescued_as_the_server_spells_it(
+    session: Session, plans: dict[str, ColumnPlan], kind: str, text: str
+) -> None:
+    plan, values = plans[kind], values_sql(plans[kind], kind, [FINE[kind][0], text, None, text])
+    (batch,) = extract(session, values, [plan], anomalies=Anomalies(), order_by="n", rescued=True)
+    spelled = json.dumps({plan.source: session.value(f"SELECT {plan.source}::text FROM {values} WHERE n = 1")})
+    found = batch.column("_rescued_data").to_pylist()
+    assert [None if value is None else json.loads(value) for value in found] == [
+        *(None, json.loads(spelled)),
+        *(None, json.loads(spelled)),
+    ]
+
+
 def test_an_array_that_does_not_start_at_1_keeps_its_elements_and_is_counted(
     session: Session, plans: dict[str, ColumnPlan]
 ) -> None:
