@@ -244,7 +244,7 @@ def _fail_by_itself(begin: Callable[[], AbstractContextManager[Session]]) -> Non
 
 
 def test_a_transaction_that_stops_reading_early_does_not_read_the_rest(database: Database) -> None:
-    endless = "SELECT g FROM generate_series(1, 1000000000) g"
+    endless = "SELECT generate_series(1, 1000000000)"
     began = time.monotonic()
     with connected(database.supabase) as connection:
         with connection.transaction() as session, session.stream(endless) as reader:
