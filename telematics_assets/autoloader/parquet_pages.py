@@ -33,6 +33,8 @@ from telematics_assets.autoloader.lockstep import (
 
 MAGIC = b"PAR1"
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
+#: The encoding of texts that say how much of the text before them they share.
+DELTA_BYTE_ARRAY = 7
 #: A file that takes more unpacked is read alone.
 MAX_UNPACKED = 16 << 20
 #: Differing ways to write the same schema that are looked for among the files of a group.
@@ -195,7 +197,8 @@ class Group:
         if rows is None or group is None:
             raise OddError
         alike = steps.alike.copy()
-        sound = alike & (steps.at == self._ends[files]) & (rows > 0) & (rows == group.rows)
+        # More rows than bytes cost more than is read here; bounded, no sum or product of them overflows.
+        sound = alike & (steps.at == self._ends[files]) & (rows > 0) & (rows <= MAX_UNPACKED) & (rows == group.rows)
         sound &= (group.unpacked >= 0) & (group.unpacked <= MAX_UNPACKED)
         for leaf in group.leaves:
             leaf.data_at = leaf.data_at + self._starts[files]
@@ -282,7 +285,7 @@ _NUMBERS = {1: "kind", 2: "unpacked", 3: "packed", 4: "checksum"}
 _COUNTS = {
     5: {1: "values", 2: "encoding", 3: "definition", 4: "repetition"},
     7: {1: "values", 2: "encoding"},
-    8: {1: "values"},
+    8: {1: "values", 4: "encoding"},
 }
 _HOLDERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
 _HEADER = (

@@ -24,7 +24,15 @@ import pyarrow as pa
 
 from telematics_assets.autoloader.lockstep import Marks, Numbers, padded
 from telematics_assets.autoloader.parquet import Layout, Placing, layout_of, open_reader
-from telematics_assets.autoloader.parquet_pages import DATA_PAGE, DICTIONARY_PAGE, MAGIC, Family, Group, Pages
+from telematics_assets.autoloader.parquet_pages import (
+    DATA_PAGE,
+    DELTA_BYTE_ARRAY,
+    DICTIONARY_PAGE,
+    MAGIC,
+    Family,
+    Group,
+    Pages,
+)
 from telematics_assets.errors import TelematicsError
 
 #: What is decoded at once may take so much memory at most: it is copied a few times, and the writer holds some of it.
@@ -35,6 +43,8 @@ _FILE_BYTES = 16 << 20
 #: What a value costs at least when it is decoded.
 _VALUE_BYTES = 16
 _INT96, _BYTE_ARRAYS = 3, (6, 7)
+#: Physical types and codecs that there are; others are nothing to put into a footer.
+_KINDS, _CODECS = range(8), range(8)
 _PLAIN, _ZSTD = 0, 6
 _ZSTD_MAGIC = np.frombuffer(b"\x28\xb5\x2f\xfd", np.uint8)
 
@@ -144,7 +154,7 @@ class _Sources:
 
 
 def _sources(group: Group, family: Family) -> _Sources | None:
-    if any(leaf.kind == _INT96 for leaf in family.leaves):
+    if any(leaf.kind == _INT96 or leaf.kind not in _KINDS or leaf.codec not in _CODECS for leaf in family.leaves):
         return None
     pages, good = group.pages(family)
     count, width = len(family.members), len(family.leaves)
@@ -159,8 +169,9 @@ def _sources(group: Group, family: Family) -> _Sources | None:
             good[pages.file[page]] = False
     costs = family.rows * (width * _VALUE_BYTES) + np.bincount(pages.file, pages.unpacked, count).astype(np.int64)
     texts = np.array([leaf.kind in _BYTE_ARRAYS for leaf in family.leaves])
-    dictionaries = (pages.kind == DICTIONARY_PAGE) & texts[pages.leaf]
-    repeated = np.bincount(pages.file[dictionaries], pages.unpacked[dictionaries], count).astype(np.int64)
+    # Each row may repeat a value of a dictionary, or what the value before it begins with.
+    repeating = texts[pages.leaf] & ((pages.kind == DICTIONARY_PAGE) | (pages.encoding == DELTA_BYTE_ARRAY))
+    repeated = np.bincount(pages.file[repeating], pages.unpacked[repeating], count).astype(np.int64)
     costs += family.rows * repeated
     good &= (costs >= 0) & (costs <= _FILE_BYTES)
     begins = np.searchsorted(pages.file, np.arange(count + 1))

@@ -265,6 +265,26 @@ def test_long_values_of_a_dictionary_make_short_chunks() -> None:
     assert first.table["vehicle_id"][:5].to_pylist() == [*values.to_pylist(), "a" * 20_000]
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+@pytest.mark.parametrize("within", ["", "list", "struct"])
+def test_texts_that_are_coded_by_what_they_differ_in_are_read(encoding: str, within: str) -> None:
+    texts = [f"vehicle {n}" for n in range(20_000)]
+    values = {"": texts, "list": [[text] for text in texts], "struct": [{"a": text} for text in texts]}[within]
+    path = {"": "t", "list": "t.list.element", "struct": "t.a"}[within]
+    table = pa.table({"t": values, "n": [str(n) for n in range(20_000)]})
+    data = parquet(table, use_dictionary=False, column_encoding={path: encoding})
+    found = read(data, pa.schema([*table.schema, ("_rescued_data", pa.string())]))
+    assert found.select(["t", "n"]).to_pydict() == table.to_pydict()
+
+
+def test_long_texts_that_share_their_beginnings_make_short_chunks() -> None:
+    data = parquet({"t": ["x" * 100_000] * 1_000}, use_dictionary=False, column_encoding={"t": "DELTA_BYTE_ARRAY"})
+    assert len(data) < 200_000
+    found = chunks(data, pa.schema([("t", pa.string()), ("_rescued_data", pa.string())]))
+    assert sum(chunk.table.num_rows for chunk in found) == 1_000
+    assert max(chunk.table.nbytes for chunk in found) < 20 << 20
+
+
 def test_memory_does_not_grow_with_the_file() -> None:
     column = pa.array(range(400_000), pa.float64())
     data = parquet({"speed_kmh": column, "x": column}, row_group_size=20_000, compression="none", use_dictionary=False)

@@ -282,6 +282,15 @@ def test_what_unpacks_to_too_much_is_left_to_be_read_alone() -> None:
     assert sum(len(run.rows) for run in runs) == 8
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_texts_that_repeat_what_is_before_them_are_left_to_be_read_alone(version: str) -> None:
+    options = {"use_dictionary": False, "column_encoding": {"t": "DELTA_BYTE_ARRAY"}, "data_page_version": version}
+    small = [parquet({"t": ["x", f"x{n}"]}, **options) for n in range(8)]
+    bomb = parquet({"t": ["x" * 100_000] * 2_000}, **options)
+    runs = together([*small, bomb], pa.schema([("t", pa.string()), (RESCUED, pa.string())]))
+    assert [len(run.rows) for run in runs] == [8]
+
+
 def test_files_beyond_the_memory_of_one_call_take_several(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = [parquet(flat(50, seed)) for seed in range(1, 60, 3)]
     monkeypatch.setattr(parquet_together, "_WINDOW_BYTES", 20_000)
