@@ -424,7 +424,9 @@ class DeltaLakeTable:
                 raise
 
         with self._writing(of_the_rows):
-            listed = listed_columns(stored, self.properties)
+            # Also of columns that these rows lack: readers take a bound that is missing for one that nothing fulfils.
+            whole = pa.schema([*mine, *(field for field in stored if field.name not in mine.names)])
+            listed = listed_columns(whole, self.properties)
             adds = write_data_files(self._store, self._path, stored, checked(), listed, TARGET_FILE_BYTES)
             version = self._commit_files(
                 stored, adds, positions, info, overwrite=overwrite, as_next=overwrite or as_next
@@ -434,7 +436,7 @@ class DeltaLakeTable:
                 # Another writer was behind it already; this handle is the snapshot of its own commit.
                 self._handle.load_as_version(version)
             if (version + 1) % self._checkpoint_interval() == 0:
-                self._handle.create_checkpoint()
+                self._create_checkpoint()
                 if self.properties.get("delta.enableExpiredLogCleanup", "").lower() != "false":
                     self._handle.cleanup_metadata()
         commit = self._commit(version)
@@ -500,27 +502,13 @@ class DeltaLakeTable:
             actions += log.removals(files, now, data_change=True)
         actions += [{"add": add} for add in adds]
         actions += [{"txn": {"appId": app, "version": position}} for app, position in positions.items()]
-        self._require_log(basis)
+        log.require(self._store, self._handle, self._name, self._path)
         while not log.publish(self._store, self._path, version + 1, actions):
             version += 1
             if as_next or version - basis > _COMMIT_TRIES:
                 raise _conflict(self._name, f"version {version} is theirs")
             self._refuse_overtaken(version, positions)
         return version + 1
-
-    def _require_log(self, version: int) -> None:
-        """Raise if the table is not there any more: an entry would be the first of a new one, without its beginning."""
-        try:
-            self._store.read_log(self._log_path(version))
-        except FileNotFoundError:
-            checkpoint = f"{self._path}/_delta_log/{version:020d}.checkpoint.parquet"
-            try:
-                self._store.read_log(checkpoint)
-            except FileNotFoundError:
-                raise TableMovedError(
-                    f"{self._name} at {self._path} has lost its log: version {version} is not there. Nothing was "
-                    "written. Restore it, or start the stream anew (telematics reset)."
-                ) from None
 
     def _refuse_overtaken(self, version: int, positions: Mapping[str, int]) -> None:
         """Raise if another writer's version leaves no room for an append behind it."""
@@ -614,15 +602,19 @@ class DeltaLakeTable:
     def trim_log(self) -> int:
         """See `Table.trim_log`."""
         with self._keeping():
-            self._handle.create_checkpoint()
-            if not self._store.durable:
-                log = os.path.join(self._path, "_delta_log")
-                for name in (f"{self.version:020d}.checkpoint.parquet", "_last_checkpoint"):
-                    _sync_file(os.path.join(log, name))
-                sync_folder(log)
+            self._create_checkpoint()
             before = self._store.log_entries(self._path)
             self._handle.cleanup_metadata()
             return max(before - self._store.log_entries(self._path), 0)
+
+    def _create_checkpoint(self) -> None:
+        """Write a checkpoint of the log, safely there before the entries that it stands for may go."""
+        self._handle.create_checkpoint()
+        if not self._store.durable:
+            folder = os.path.join(self._path, "_delta_log")
+            for name in (f"{self.version:020d}.checkpoint.parquet", "_last_checkpoint"):
+                _sync_file(os.path.join(folder, name))
+            sync_folder(folder)
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:

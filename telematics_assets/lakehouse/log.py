@@ -18,7 +18,7 @@ import pyarrow as pa
 from deltalake import DeltaTable, Schema
 
 from telematics_assets.catalog import TableName
-from telematics_assets.errors import TableUnsupportedError
+from telematics_assets.errors import TableMovedError, TableUnsupportedError
 from telematics_assets.lakehouse.stores import TableStore
 
 Action = Mapping[str, Any]
@@ -59,6 +59,58 @@ def publish(store: TableStore, path: str, version: int, actions: Sequence[Action
     # Of characters that JSON escapes in two halves some readers make two others.
     text = "\n".join(json.dumps(action, ensure_ascii=False, separators=(",", ":")) for action in actions)
     return store.publish(entry_path(path, version), f"{text}\n".encode())
+
+
+def require(store: TableStore, handle: DeltaTable, name: TableName, path: str) -> None:
+    """Raise if the table is not there any more: an entry would be without a beginning, or in another table.
+
+    Args:
+        store: The place of the tables.
+        handle: The table.
+        name: Its full name.
+        path: Where it is.
+
+    Raises:
+        TableMovedError: If its log is gone, or is that of a table which was created in its place.
+    """
+    version = handle.version()
+    if not _is_there(store, path, version):
+        raise TableMovedError(
+            f"{name} at {path} has lost its log: version {version} is not there. Nothing was written. Restore it, or "
+            "start the stream anew (telematics reset)."
+        )
+    try:
+        # A table that was created meanwhile has its beginning still.
+        begun = _table_id(store.read_log(entry_path(path, 0)))
+    except FileNotFoundError:
+        return
+    mine = str(handle.metadata().id)
+    if begun in (mine, None):
+        return
+    # A later version may have replaced it, also before the handle was opened.
+    newest = str(DeltaTable(path, storage_options=store.options).metadata().id)
+    if newest != mine:
+        raise TableMovedError(
+            f"{name} at {path} is another table by now, with the id {newest}. Nothing was written. Run again; if its "
+            "stream does not take it, start the stream anew (telematics reset)."
+        )
+
+
+def _is_there(store: TableStore, path: str, version: int) -> bool:
+    for entry in (entry_path(path, version), f"{path}/_delta_log/{version:020d}.checkpoint.parquet"):
+        try:
+            store.read_log(entry)
+        except FileNotFoundError:
+            continue
+        return True
+    return False
+
+
+def _table_id(entry: bytes) -> str | None:
+    for line in entry.splitlines():
+        if b'"metaData"' in line and (found := json.loads(line).get("metaData")):
+            return str(found["id"])
+    return None
 
 
 def commit_info(operation: str, read_version: int, now_ms: int, **more: Any) -> Action:

@@ -99,12 +99,18 @@ class Statistics:
         """Take more rows into account, as the next row group."""
         self._rows += table.num_rows
         self._groups += 1
+        there = set(table.column_names)
         for field in self._fields or ():
+            if field.name not in there:
+                self._nulls[field.name] = self._nulls.get(field.name, 0) + table.num_rows
+                continue
             column = table.column(field.name)
             self._nulls[field.name] = self._nulls.get(field.name, 0) + column.null_count
             if pa.types.is_binary(field.type) or column.null_count == len(column):
                 continue
-            if pa.types.is_string(field.type) and pc.max(pc.binary_length(column)).as_py() <= _FOOTER_BYTES:
+            # By a name with a dot the footer may mean what is inside of another column.
+            is_text = pa.types.is_string(field.type) and "." not in field.name
+            if is_text and pc.max(pc.binary_length(column)).as_py() <= _FOOTER_BYTES:
                 self._in_footer.append((self._groups - 1, field.name))
             else:
                 self._widen(field.name, _bounds(column))

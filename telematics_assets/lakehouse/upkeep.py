@@ -185,6 +185,7 @@ def _commit(
             operationMetrics={"numAddedFiles": str(len(adds)), "numRemovedFiles": str(len(gone))},
         )
         actions = [info, *gone, *({"add": add} for add in adds)]
+        log.require(store, handle, name, path)
         if log.publish(store, path, handle.version() + 1, actions):
             handle.update_incremental()
             return

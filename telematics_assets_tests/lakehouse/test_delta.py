@@ -32,7 +32,7 @@ from telematics_assets.errors import (
     TransientError,
     VolumeUnavailableError,
 )
-from telematics_assets.lakehouse import delta
+from telematics_assets.lakehouse import delta, upkeep
 from telematics_assets.lakehouse import log as log_entries
 from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse, DeltaLakeTable
@@ -508,7 +508,7 @@ import resource, sys
 from pathlib import Path
 import pyarrow as pa
 from telematics_assets.catalog import TableName
-from telematics_assets.lakehouse import delta
+from telematics_assets.lakehouse import delta, upkeep
 from telematics_assets.lakehouse import log as log_entries
 import numpy as np
 
@@ -982,6 +982,50 @@ def test_a_log_that_is_gone_gets_no_entry_without_a_beginning(local: DeltaLakeho
     with pytest.raises(TableMovedError, match="has lost its log"):
         append(grown, [1], 3)
     assert not Path(grown.uri, "_delta_log").exists()
+
+
+@pytest.mark.parametrize(("lakehouse", "versions"), [("delta", 0), ("delta", 1), ("s3", 1)], indirect=["lakehouse"])
+def test_a_table_that_was_created_in_the_place_of_a_dropped_one_gets_none_of_its_rows(
+    lakehouse: Lakehouse, versions: int
+) -> None:
+    table = create(lakehouse)
+    for version in range(versions):
+        append(table, [version], version)
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        yield batch([7])
+        lakehouse.drop(NAME)
+        successor = create(lakehouse)
+        for version in range(versions):
+            append(successor, [100], version, "another")
+
+    with pytest.raises(TableMovedError, match="is another table by now"):
+        table.append(SCHEMA, rows(), APP, 9, {})
+    assert numbers(lakehouse) == [100] * versions
+
+
+def test_a_compaction_puts_nothing_into_a_table_that_was_created_meanwhile(
+    local: DeltaLakehouse, grown: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite = upkeep._rewrite
+
+    def and_dropped(*arguments: Any) -> Any:
+        adds = rewrite(*arguments)
+        local.drop(NAME)
+        for number in range(grown.version):
+            append(create(local), [100 + number], number)
+        return adds
+
+    monkeypatch.setattr(upkeep, "_rewrite", and_dropped)
+    with pytest.raises(TableMovedError, match="is another table by now"):
+        grown.compact()
+    assert numbers(local) == [100 + number for number in range(grown.version)]
+
+
+def test_a_log_that_lost_its_newest_entries_gets_none_behind_a_gap(local: DeltaLakehouse, grown: Table) -> None:
+    Path(log_entries.entry_path(grown.uri, grown.version)).unlink()
+    with pytest.raises(TableMovedError, match="has lost its log"):
+        append(grown, [1], 3)
 
 
 def test_a_handle_shows_its_own_commit_though_another_came_behind_it(

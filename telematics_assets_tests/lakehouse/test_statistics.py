@@ -201,3 +201,22 @@ def test_texts_of_several_row_groups_are_bounded_together(tmp_path: Path, monkey
     table = table_of(str(tmp_path), pa.string(), [texts], listed=True)
     (add,) = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     assert (add["min.v"], add["max.v"], add["null_count.v"], add["num_records"]) == ("b", "z", 2, 8)
+
+
+def test_rows_without_a_column_are_found_as_rows_without_its_value(tmp_path: Path) -> None:
+    schema = pa.schema([("v", pa.int64()), ("w", pa.string())])
+    table = DeltaLakehouse(tmp_path).create(NAME, schema, "", {STATISTICS_PROPERTY: "v,w"})
+    table.append(schema, [pa.record_batch([[1], ["x"]], schema=schema)], "app", 0, {})
+    narrow = schema.remove(1)
+    table.append(narrow, [pa.record_batch([[2]], schema=narrow)], "app", 1, {})
+    dataset = DeltaTable(table.uri).to_pyarrow_dataset()
+    assert dataset.to_table(filter=pc.field("w").is_null())["v"].to_pylist() == [2]
+    assert pl.scan_delta(table.uri).filter(pl.col("w").is_null()).collect()["v"].to_list() == [2]
+
+
+def test_a_name_with_a_dot_is_not_the_inside_of_another_column(tmp_path: Path) -> None:
+    schema = pa.schema([("s.t", pa.string()), ("s", pa.struct([("t", pa.string())]))])
+    table = DeltaLakehouse(tmp_path).create(NAME, schema, "", {"delta.dataSkippingNumIndexedCols": "1"})
+    table.append(schema, [pa.record_batch([["z"], [{"t": "a"}]], schema=schema)], "app", 0, {})
+    found = DeltaTable(table.uri).to_pyarrow_dataset().to_table(filter=pc.field(("s.t",)) == "z")
+    assert found.num_rows == 1
