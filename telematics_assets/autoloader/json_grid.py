@@ -177,7 +177,9 @@ class Separators:
             slashes = np.flatnonzero(text == _BACKSLASH)
             order = np.arange(len(slashes))
             run_starts = np.maximum.accumulate(np.where(np.diff(slashes, prepend=-2) > 1, order, 0))
-            quotes[slashes[(order - run_starts) % 2 == 0] + 1] = False  # slashes of a run escape in pairs
+            escaped = slashes[(order - run_starts) % 2 == 0] + 1  # slashes of a run escape in pairs
+            # Behind the last byte of a file that is cut there is nothing to escape.
+            quotes[escaped[escaped < text.size]] = False
         odd = (np.cumsum(quotes, dtype=np.uint8) & 1).astype(bool)
         odd_before = np.zeros(len(self._starts), bool)
         odd_before[1:] = odd[self._starts[1:] - 1]

@@ -709,6 +709,11 @@ def test_by_shape_and_one_by_one_give_the_same_rows(
     assert read(content, chunk_bytes=chunk_bytes) == rows
 
 
+@pytest.mark.parametrize("last", [b'{"a":"\\', b"\\", b'{"a":"x,y","b":"\\\\\\', b'"', b",", b'{"a":"x,y","b":1}\r'])
+def test_a_file_may_be_cut_anywhere_behind_lines_of_one_shape(last: bytes) -> None:
+    check_json_lines(b'{"a":"x,y","b":1}\n' * 70 + last)
+
+
 @settings(max_examples=40, deadline=None)
 @given(fleet_lines(), st.sampled_from([b"\n", b"\r\n"]))
 def test_a_row_is_what_a_strict_parser_says_to_the_last_byte(lines: list[bytes], line_end: bytes) -> None:
