@@ -521,7 +521,11 @@ class DeltaLakeTable:
 
     def set_property(self, key: str, value: str) -> None:
         """See `Table.set_property`."""
+        if key == STATISTICS_PROPERTY or not key.startswith("delta."):
+            self._set_plain_property(key, value)
+            return
         try:
+            # Others may need a feature of the table, which delta-rs knows.
             self._handle.alter.set_table_properties({key: value}, raise_if_not_exists=False)
         except CommitFailedError as error:
             raise _conflict(self._name, _line(error)) from error
@@ -529,6 +533,25 @@ class DeltaLakeTable:
             raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
         # A log entry on disk behind one that is not would be a table that nobody can open.
         self.make_durable(Commit(self.version, "SET TBLPROPERTIES"))
+
+    def _set_plain_property(self, key: str, value: str) -> None:
+        """Not by delta-rs: to a table with features it adds the one for variants, which other readers don't have."""
+        log.refuse_features(self._handle, self._name, replaces=False)
+        version = self.version
+        told = log.commit_info(
+            "SET TBLPROPERTIES",
+            version,
+            time.time_ns() // 1_000_000,
+            operationParameters={"properties": json.dumps({key: value})},
+        )
+        with self._writing(()):
+            log.require(self._store, self._handle, self._name, self._path)
+            actions = [told, log.property_change(self._handle, key, value)]
+            if not log.publish(self._store, self._path, version + 1, actions):
+                raise _conflict(self._name, f"version {version + 1} is theirs")
+            self._handle.update_incremental()
+            if self.version != version + 1:
+                self._handle.load_as_version(version + 1)
 
     def sources(self) -> pa.Table:
         """See `Table.sources`."""

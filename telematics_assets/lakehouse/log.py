@@ -11,6 +11,7 @@ does then depends on what the entry says.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ _KNOWN = {
     "vacuumProtocolCheck",
 }
 _LAST_VERSION = 7
+#: A column that can hold anything, in a table's schema.
+_VARIANT = re.compile(r'"(?:type|elementType|valueType)"\s*:\s*"variant"')
 #: Metadata of a column that a writer must obey.
 _RULES = {
     "delta.invariants": "an invariant",
@@ -157,21 +160,31 @@ def schema_change(handle: DeltaTable, schema: pa.Schema, *, replace: bool) -> li
     after = {**before, "fields": new if replace else before["fields"] + new}
     if after == before:
         return []
-    metadata = handle.metadata()
-    changed = {
-        "id": str(metadata.id),
-        "name": metadata.name,
-        "description": metadata.description,
-        "format": {"provider": "parquet", "options": {}},
-        "schemaString": json.dumps(after, separators=(",", ":")),
-        "partitionColumns": [],
-        "createdTime": metadata.created_time,
-        "configuration": {key: value for key, value in metadata.configuration.items() if value is not None},
-    }
-    actions: list[Action] = [{"metaData": changed}]
+    actions: list[Action] = [_metadata(handle, after, handle.metadata().configuration)]
     if any(map(_has_naive_timestamp, new)):
         actions = _with_naive_timestamps(handle) + actions
     return actions
+
+
+def property_change(handle: DeltaTable, key: str, value: str) -> Action:
+    """The action that sets a property; one that asks nothing of readers and writers."""
+    return _metadata(handle, json.loads(handle.schema().to_json()), {**handle.metadata().configuration, key: value})
+
+
+def _metadata(handle: DeltaTable, schema: Mapping[str, Any], configuration: Mapping[str, str | None]) -> Action:
+    metadata = handle.metadata()
+    return {
+        "metaData": {
+            "id": str(metadata.id),
+            "name": metadata.name,
+            "description": metadata.description,
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": json.dumps(schema, separators=(",", ":")),
+            "partitionColumns": list(metadata.partition_columns),
+            "createdTime": metadata.created_time,
+            "configuration": {key: value for key, value in configuration.items() if value is not None},
+        }
+    }
 
 
 def _has_naive_timestamp(field: Any) -> bool:
@@ -210,6 +223,9 @@ def refuse_features(handle: DeltaTable, name: TableName, *, replaces: bool) -> N
     """
     protocol = handle.protocol()
     features = {*(protocol.writer_features or ()), *(protocol.reader_features or ())} - _KNOWN
+    if not _VARIANT.search(handle.schema().to_json()):
+        # delta-rs gives it to every table with features whose properties it sets.
+        features.discard("variantType")
     if replaces:
         # What is removed must be named with its vector.
         features |= {"deletionVectors"} & {*(protocol.reader_features or ())}

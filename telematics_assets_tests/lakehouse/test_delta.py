@@ -394,6 +394,31 @@ def test_properties_are_set_in_a_commit_of_their_own(lakehouse: Lakehouse) -> No
     assert (commit.rows, commit.files, commit.removes_data) == (0, 0, False)
 
 
+def test_a_property_asks_nothing_more_of_readers_and_writers(local: DeltaLakehouse) -> None:
+    schema = pa.schema([*SCHEMA, pa.field("local", pa.timestamp("us"))])
+    table = create(local, schema=schema)
+    before = DeltaTable(table.uri).protocol()
+    table.set_property("telematics.streamId", "another")
+    assert repr(DeltaTable(table.uri).protocol()) == repr(before)
+    assert table.version == 1
+    assert append(table, [1], 0).rows == 1
+    opened = reopened(local)
+    assert opened.properties == {"telematics.streamId": "another"}
+    assert (opened.id, opened.comment) == (table.id, "One row per point.")
+    assert opened.schema == schema
+    opened.set_property("telematics.streamId", "third")
+    with pytest.raises(CommitConflictError):
+        table.set_property("telematics.streamId", "fourth")
+    assert reopened(local).properties == {"telematics.streamId": "third"}
+
+
+def test_a_feature_for_variants_without_a_variant_is_no_hindrance(local: DeltaLakehouse) -> None:
+    table = create(local, schema=pa.schema([*SCHEMA, pa.field("local", pa.timestamp("us"))]))
+    DeltaTable(table.uri).alter.set_table_properties({"somebody.else": "1"}, raise_if_not_exists=False)
+    assert "variantType" in (DeltaTable(table.uri).protocol().reader_features or ())
+    assert append(reopened(local), [1], 0).rows == 1
+
+
 def test_a_dropped_table_is_gone_and_its_successor_is_another(lakehouse: Lakehouse) -> None:
     first = create(lakehouse)
     append(first, [1], 0)
