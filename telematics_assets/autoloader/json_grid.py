@@ -7,8 +7,9 @@ Does not belong here: shapes themselves (`json_shapes.py`), lines that have none
 The proof: between two commas a line of the shape has the same text around one scalar. That text is compared for all
 lines at once. A number is checked eight bytes at a time. A string is one if it stands in quotes and holds no quote, no
 backslash and no control character: the line has no backslash and no control character at all, and as many quotes as
-its keys and strings begin and end with. What this does not prove may have the shape nevertheless (a backslash in a
-string, a number with an exponent): such lines are left to the pattern.
+its keys and strings begin and end with. A number that this does not prove, with an exponent say, takes a pattern of its
+own. A line with a backslash is left to the shape's pattern; if it is too wide for one, each of its strings takes a
+pattern.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import pyarrow.compute as pc
 
 from telematics_assets.autoloader.json_documents import Elements
 from telematics_assets.autoloader.json_exact import decode_string
-from telematics_assets.autoloader.json_shapes import Field, Shape
-from telematics_assets.autoloader.spans import Mask, is_utf8, mask, replace
+from telematics_assets.autoloader.json_shapes import NUMBER, STRING, Field, Shape
+from telematics_assets.autoloader.spans import Mask, cut, is_utf8, mask, replace
 
 _QUOTE, _BACKSLASH, _COMMA, _MINUS, _ZERO, _NINE, _NULL, _LINE_FEED, _RETURN = b'"\\,-09n\n\r'
 _FIRST_PRINTABLE = 0x20
@@ -44,7 +45,7 @@ _HIGH, _LOW, _ZEROS, _DOTS, _OVER_NINE = _eight(0x80), _eight(0x7F), _eight(_ZER
 _KEEP = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 _CONSTANTS = [np.uint64(int.from_bytes(text, "little")) for text in (b"true", b"false", b"null", b"{}", b"[]")]
 _LONGEST_CONSTANT = 5
-#: A number with more characters is left to the pattern.
+#: A number with more characters takes the pattern.
 _LONGEST_NUMBER = 32
 
 
@@ -194,8 +195,11 @@ def proven(block: Block, lines: Ints, shape: Shape) -> Ints:
     fit = separators.counts[lines] == shape.commas
     if 2 * np.count_nonzero(fit) < len(lines) and separators.leave_strings():
         fit = separators.counts[lines] == shape.commas
-    fit &= block.plain[lines]
+    if shape.pattern:
+        fit &= block.plain[lines]
     lines = lines if fit.all() else lines[fit]
+    if not len(lines):
+        return lines
     edges = separators.edges(lines, shape.commas)
     starts = edges[:, :-1] + _row(1 + len(before) for before, _ in shape.around)
     ends = edges[:, 1:] - _row(len(after) for _, after in shape.around)
@@ -214,20 +218,26 @@ def proven(block: Block, lines: Ints, shape: Shape) -> Ints:
         if len(places):
             right = check(block.text, starts.ravel()[places], ends.ravel()[places])
             bad.ravel()[places] = ~right
+    odd = ~block.plain[lines]
+    for unproven, kind, of, pattern in ((bad.any(), numbers, bad, NUMBER), (odd.any(), strings, odd[:, None], STRING)):
+        if unproven:
+            places = np.flatnonzero(kind & of & fit[:, None])
+            texts = cut(block.buffer, starts.ravel()[places], ends.ravel()[places])
+            bad.ravel()[places] = ~mask(pc.match_substring_regex(texts, f"^{pattern}$"))
     if bad.any():
         fit &= ~bad.any(axis=1)
     quotes = sum(before.count(b'"') + after.count(b'"') for before, after in shape.around)
     # No line has fewer than it needs: if all have as many together, each has.
     all_quotes = len(lines) * quotes + 2 * np.count_nonzero(strings)
     if not fit.all() or all_quotes != block.quotes:
-        fit &= block.quotes_of_lines[lines] == quotes + 2 * np.count_nonzero(strings, axis=1)
+        fit &= odd | (block.quotes_of_lines[lines] == quotes + 2 * np.count_nonzero(strings, axis=1))
     return lines if fit.all() else lines[fit]
 
 
 def matching(block: Block, lines: Ints, shape: Shape) -> Ints:
     """Those of some lines that match the pattern of a shape."""
-    if not len(lines):
-        return lines
+    if not len(lines) or not shape.pattern:
+        return lines[:0]
     texts = cast(pl.Series, pl.from_arrow(block.all_lines()))
     asked = texts if len(lines) == len(texts) else texts.gather(pl.Series(lines))
     return cast(Ints, lines[asked.str.contains(shape.pattern).to_numpy()])

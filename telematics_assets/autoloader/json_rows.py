@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import itemgetter
 from threading import Lock
 from typing import NamedTuple, cast
@@ -35,6 +36,10 @@ _FILE_PATH = "_file_path"
 #: Fewer lines than this are parsed exactly before a shape is learned for them, or a known one tried on them.
 _WORTH_LEARNING = 64
 _WORTH_KEEPING = 16
+#: Of long lines fewer will do, if they have so many bytes together: but not fewer than these.
+_WORTH_BYTES = 65_536
+_LEAST_LEARNING = 8
+_LEAST_KEEPING = 2
 
 #: Lines of a block are looked at for new shapes until so many gave shapes that few others have, or so many were seen.
 _LEARN_MISSES = 4
@@ -49,22 +54,20 @@ class Shapes:
     """The shapes that a file's lines have had so far. Threads share it: what it holds changes speed, never rows."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, int] = {}
-        self._shapes: dict[str, Shape] = {}
+        self._lines: dict[Shape, int] = {}
         self._lock = Lock()
 
     def likely(self) -> list[Shape]:
         """The known shapes, the most frequent first."""
         with self._lock:
-            return [self._shapes[key] for key in sorted(self._shapes, key=lambda key: -self._lines[key])]
+            return sorted(self._lines, key=lambda shape: -self._lines[shape])
 
     def count(self, shape: Shape, lines: int) -> None:
         """Remember that so many more lines had that shape."""
         with self._lock:
-            self._shapes[shape.pattern] = shape
-            self._lines[shape.pattern] = self._lines.get(shape.pattern, 0) + lines
-            if len(self._shapes) > _MAX_SHAPES:
-                del self._shapes[min(self._shapes, key=lambda key: self._lines[key])]
+            self._lines[shape] = self._lines.get(shape, 0) + lines
+            if len(self._lines) > _MAX_SHAPES:
+                del self._lines[min(self._lines, key=lambda shape: self._lines[shape])]
 
 
 @dataclass
@@ -100,20 +103,29 @@ class _ExactRow(NamedTuple):
     corrupt: str | None
 
 
-def _prove(block: Block, shapes: Shapes, layout: Layout) -> _Proof:
-    """Find out which lines have a known shape, learn shapes from those that have none, and parse the rest exactly."""
+def _prove(block: Block, shapes: Shapes, layout: Layout | None) -> _Proof:
+    """Find out which lines have a known shape, learn shapes from those that have none, and parse the rest exactly.
+
+    Args:
+        block: The lines.
+        shapes: What lines looked like so far.
+        layout: What becomes of the rest; None if only keys are asked for.
+    """
     proof = _Proof(block, np.full(block.lines, _EXACT, np.int16))
     proof.kinds[block.starts == block.ends] = _BLANK
     todo = np.flatnonzero(proof.kinds == _EXACT)
-    if len(todo) >= _WORTH_LEARNING:
+    few = _WORTH_BYTES * block.lines // max(len(block.data), 1)
+    learning = min(_WORTH_LEARNING, max(_LEAST_LEARNING, few))
+    keeping = min(_WORTH_KEEPING, max(_LEAST_KEEPING, few // 4))
+    if len(todo) >= learning:
         for check in (proven, matching):
             for shape in shapes.likely():
-                if len(todo) < _WORTH_KEEPING:
+                if len(todo) < keeping:
                     break
                 todo = _mark(proof, todo, check(block, todo, shape), shape, shapes)
         misses = 0
         for index in todo[:_LEARN_LOOKS].tolist():
-            if len(todo) < _WORTH_LEARNING or misses == _LEARN_MISSES:
+            if len(todo) < learning or misses == _LEARN_MISSES:
                 break
             if proof.kinds[index] != _EXACT:
                 continue
@@ -125,14 +137,15 @@ def _prove(block: Block, shapes: Shapes, layout: Layout) -> _Proof:
             if learned is not None:
                 for check in (proven, matching):
                     todo = _mark(proof, todo, check(block, todo, learned), learned, shapes)
-            misses += before - len(todo) < _WORTH_KEEPING
+            misses += before - len(todo) < keeping
     for index in todo.tolist():
         line = block.line(index)
         if not line.strip(WHITE_SPACE):
             proof.kinds[index] = _BLANK
             continue
         text, record = _parse(line)
-        proof.exact.append(layout.row(text, record))
+        if layout is not None:
+            proof.exact.append(layout.row(text, record))
         for key in record or ():
             if key not in proof.exact_keys:
                 proof.exact_keys[key] = index
@@ -259,13 +272,14 @@ def read_block(part: bytes | Elements, layout: Layout, shapes: Shapes) -> Result
     if len(too_long):
         return Result(Chunk(layout.target.empty_table()), block.lines, too_long=int(too_long[0]))
     proof = _prove(block, shapes, layout)
-    unknown = [key for key in _keys_in_order(proof) if key not in layout.target.names]
+    there = set(layout.target.names)
+    unknown = [key for key in _keys_in_order(proof) if key not in there]
     return Result(_Rows(proof, layout).chunk(), block.lines, unknown)
 
 
 def record_keys(block: Block) -> list[str]:
     """The keys of all records of a block, in order of appearance."""
-    return _keys_in_order(_prove(block, Shapes(), Layout.of(pa.schema([]), "", None, "")))
+    return _keys_in_order(_prove(block, Shapes(), None))
 
 
 class _Rows:
@@ -364,5 +378,6 @@ class _Group:
         return cls(rows, {part.key: column for part, column in zip(known, values, strict=True)}, rescued)
 
 
+@lru_cache(4_096)
 def _json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)

@@ -18,18 +18,21 @@ from telematics_assets.autoloader.json_exact import Value
 
 # Strings whose escapes are a character for sure: a lone surrogate never matches. Only explicit ASCII classes, because
 # the engine's \d and \s know other alphabets.
-_STRING = (
+STRING = (
     r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}'
     r'|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})))*"'
 )
-_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+\-]?[0-9]+)?"
-_SCALAR = rf"(?:{_STRING}|{_NUMBER}|true|false|null|\{{\}}|\[\])"
+NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+\-]?[0-9]+)?"
+_SCALAR = rf"(?:{STRING}|{NUMBER}|true|false|null|\{{\}}|\[\])"
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|\{\}|\[\]|[{}\[\]:,]|[^ \t\r\n"{}\[\]:,]+', re.DOTALL)
 
 #: A record with more scalars, or with more text around them, is not worth a pattern.
-_MAX_SCALARS = 256
-_MAX_LITERAL = 16_384
+_PATTERN_SCALARS = 256
+_PATTERN_LITERAL = 16_384
+#: One with more than these is not worth a shape either.
+_MAX_SCALARS = 4_096
+_MAX_LITERAL = 262_144
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,8 @@ class Shape:
     """What the lines of one writer have in common.
 
     Attributes:
-        pattern: A regular expression (Rust) that matches such a line as a whole, with or without its line end.
+        pattern: A regular expression (Rust) that matches such a line as a whole, with or without its line end; empty if
+            the record is too wide for one.
         commas: Separating commas in such a line, at any depth.
         fields: The top-level values, in order.
         around: By scalar, what stands between the comma before it and it, and between it and the comma behind it; empty
@@ -80,8 +84,8 @@ def learn(text: str, record: dict[str, Value]) -> Shape | None:
         record: The same line as the exact parser read it.
 
     Returns:
-        None if the record is of a kind that no pattern is made for: very wide, without any scalar in a nested value, or
-        with a comma in a key.
+        None if the record is of a kind that no shape is made for: of thousands of values, wide and with values that no
+        comma parts, without any scalar in a nested value, or with a comma in a key.
     """
     if text.endswith("\r"):
         return None  # before a line feed it would belong to the line end
@@ -97,6 +101,10 @@ def learn(text: str, record: dict[str, Value]) -> Shape | None:
     joined = "".join(literals)
     if len(scalars) > _MAX_SCALARS or len(joined) > _MAX_LITERAL or _comma_in_key(joined):
         return None
+    around = _around(literals)
+    is_wide = len(scalars) > _PATTERN_SCALARS or len(joined) > _PATTERN_LITERAL
+    if is_wide and not around:
+        return None
     commas = [at for end, start in zip(ends, starts, strict=True) for at in range(end, start) if text[at] == ","]
     fields = []
     for key, value in record.items():
@@ -104,7 +112,8 @@ def learn(text: str, record: dict[str, Value]) -> Shape | None:
         before = text[commas[last] + 1 if last >= 0 else 0 : value.start]
         after = text[value.end : commas[following] if following < len(commas) else len(text)]
         fields.append(Field(key, Place(last, len(before.encode())), Place(following, len(after.encode()))))
-    return Shape(f"^{_SCALAR.join(map(_quote, literals))}(?:\\r?\\n)?$", len(commas), tuple(fields), _around(literals))
+    pattern = "" if is_wide else f"^{_SCALAR.join(map(_quote, literals))}(?:\\r?\\n)?$"
+    return Shape(pattern, len(commas), tuple(fields), around)
 
 
 def _around(literals: list[str]) -> tuple[tuple[bytes, bytes], ...]:

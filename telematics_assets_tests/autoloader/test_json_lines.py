@@ -1,7 +1,7 @@
 """JSON files become rows exactly: what is a record, how each value is shown, and that no line is lost or changed.
 
-Lines are read in two ways, by shape and one by one. A file of fewer than 64 lines is always read one by one; that is
-how these tests compare the two.
+Lines are read in two ways, by shape and one by one. A file of fewer than 64 lines, or of fewer than 8 if they are long,
+is always read one by one; that is how these tests compare the two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import resource
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from telematics_assets.autoloader.chunks import MAX_RECORD_BYTES
 from telematics_assets.autoloader.codecs import LOOK_BYTES, LOOK_UNPACKED_BYTES
 from telematics_assets.autoloader.json_exact import MAX_DEPTH, parse_record
+from telematics_assets.autoloader.json_grid import Block, proven
 from telematics_assets.autoloader.json_lines import CHUNK_VALUES, TAIL_BYTES, is_complete_json, json_keys, read_json
 from telematics_assets.autoloader.json_shapes import learn
 from telematics_assets.errors import UnreadableFileError
@@ -94,6 +96,26 @@ def corrupt(line: bytes) -> str:
     assert [row[name] for name in (*DATA, "_rescued_data")] == [None] * 4
     text: str = row["_corrupt_record"]
     return text
+
+
+#: The first ones are single values, the others none or more.
+WIDE_VALUES = [
+    *(
+        "1e400",
+        "-0",
+        "9" * 40,
+        "1.5E-07",
+        '"a\\"b"',
+        '"\\\\"',
+        '"\\\\,\\""',
+        '"\\ud83d\\ude00"',
+        '"é, ł"',
+        "{}",
+        "null",
+    ),
+    *("01", "1e", "--1", '"\\ud800"', '"\\x"', '"a\tb"', '"a"b"', '"\\', '"', "[1,2]", "nul", ""),
+]
+HELD = 11
 
 
 class TestValues:
@@ -581,8 +603,9 @@ class TestShapes:
             '{"a":{ }}',
             '{"a,b":1}',
             '{"a":1}\r',
-            json.dumps({str(i): i for i in range(1000)}),
-            json.dumps({"x" * 20_000: 1}),
+            json.dumps({str(i): i for i in range(5000)}),
+            '{"x":[1,{ },2],' + json.dumps({str(i): i for i in range(300)})[1:],
+            json.dumps({"x" * 300_000: 1}),
         ],
     )
     def test_some_records_make_no_shape(self, text: str) -> None:
@@ -594,6 +617,26 @@ class TestShapes:
         line = json.dumps({f"key_{i}": [i, "x", None] for i in range(80)}).encode() + b"\n"
         [row] = {tuple(row.values()) for row in read(line * 200, target=schema(*(f"key_{i}" for i in range(80))))}
         assert row[:80] == tuple(f'[{i}, "x", null]' for i in range(80))
+
+    @pytest.mark.parametrize("value", WIDE_VALUES)
+    def test_a_line_too_wide_for_a_pattern_is_proven_value_by_value(self, value: str) -> None:
+        columns = [f"key_{i}" for i in range(300)]
+        usual = json.dumps({name: [i, "x,", None][i % 3] for i, name in enumerate(columns)})
+        lines = [usual.encode()] * 4
+        for at in (0, 7, 298):
+            before = json.dumps({name: i for i, name in enumerate(columns[:at])})[:-1]
+            after = json.dumps({name: f"y{i}" for i, name in enumerate(columns[at + 1 :])})[1:]
+            lines.append(f'{before}{", " if at else ""}"{columns[at]}": {value}, {after}'.encode())
+        record = parse_record(usual)
+        assert record is not None
+        shape = learn(usual, record)
+        assert shape is not None
+        assert not shape.pattern
+        block = Block(b"\n".join(lines * 2))
+        found = proven(block, np.arange(block.lines), shape).tolist()
+        assert found == [i for i in range(14) if i % 7 < 4 or value in WIDE_VALUES[:HELD]]
+        target = schema(*columns)
+        assert read(b"\n".join(lines * 2), target=target) == [read(line, target=target)[0] for line in lines] * 2
 
 
 SCALARS = st.sampled_from(
