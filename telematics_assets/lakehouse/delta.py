@@ -244,11 +244,13 @@ class DeltaLakeTable:
             return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
         changes = merging.Changes(rows, gone, tuple(key), tuple(unseen))
         ranges = None
+        replaces = len(mine) > merging.WIDE_COLUMNS
         if self.size()[1] > merging.HELD_BYTES:
             spread = self._spread(changes)
             ranges = spread.ranges
-            if spread.held > merging.HELD_BYTES and (replaced := self._replaced(changes, positions, info)):
-                return replaced
+            replaces = replaces or spread.held > merging.HELD_BYTES
+        if replaces and (replaced := self._replaced(changes, positions, info)):
+            return replaced
         with self._merging():
             metrics = merging.merge(
                 self._handle, changes, mine, _as_next(positions, info), _writer_properties(len(mine)), ranges

@@ -16,6 +16,7 @@ from telematics_assets.catalog import TableName
 from telematics_assets.errors import CommitConflictError, SchemaError, TableUnsupportedError
 from telematics_assets.lakehouse.base import Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse
+from telematics_assets.lakehouse.merging import WIDE_COLUMNS
 from telematics_assets.testing.memory import MemoryLakehouse
 
 NAME = TableName("workspace", "01_bronze", "merged")
@@ -62,6 +63,22 @@ def test_rows_come_change_and_go_by_their_key(lakehouse: Lakehouse) -> None:
     third = table.merge(rows_of(table), keys(1, 4, 99), ["id"], {"x": 9, "y": 1}, {})
     assert (third.deleted, third.commit.transactions, table.position("x")) == (2, {"x": 9, "y": 1}, 9)
     assert [row[0] for row in shown(lakehouse)] == [2, 3]
+
+
+def test_rows_of_very_many_columns_are_merged_in_one_commit(tmp_path: Path) -> None:
+    names = [f"column_{i}" for i in range(WIDE_COLUMNS)]
+    schema = pa.schema([("id", pa.int64()), *((name, pa.string()) for name in names)])
+    table = DeltaLakehouse(tmp_path).create(NAME, schema, "rows", {"delta.enableChangeDataFeed": "true"})
+
+    def rows(*values: tuple[int, str]) -> pa.Table:
+        return pa.Table.from_pylist([{"id": number, **dict.fromkeys(names, text)} for number, text in values], schema)
+
+    table.merge(rows((1, "a"), (2, "b"), (3, "c")), keys(), ["id"], {"x": 1}, {})
+    done = table.merge(rows((1, "a"), (2, "B"), (4, "d")), keys(3), ["id"], {"x": 2}, {})
+    assert (done.inserted, done.updated, done.deleted, table.version, table.position("x")) == (1, 1, 1, 2, 2)
+    assert pl.DataFrame(table.read(["id", names[-1]])).sort("id").rows() == [(1, "a"), (2, "B"), (4, "d")]
+    feed = pl.DataFrame(DeltaTable(table.uri).load_cdf(2, 2, columns=["id", "_change_type"]).read_all())
+    assert sorted(feed.rows()) == [(2, "delete"), (2, "insert"), (3, "delete"), (4, "insert")]
 
 
 def test_positions_are_committed_although_no_row_changes(lakehouse: Lakehouse) -> None:
