@@ -91,7 +91,8 @@ def read_csv(
     try:
         blocks = _blocks(unpacked(source, repr(file_path)), dialect, chunk_bytes)
         columns, first = _header(blocks, dialect, names, repr(file_path))
-        unknown = [name for name in columns if name not in target.names]
+        there = set(target.names)
+        unknown = [name for name in columns if name not in there]
         if unknown and on_unknown is not None:
             on_unknown(unknown)
         layout = _Layout.of(columns, target, rescued_column, raw_column, file_path)

@@ -80,15 +80,14 @@ def resolve(
         taken = {name.lower() for name in (*stream.own_columns, *table_schema.names)}
     else:
         return []
-    known = pa.schema(columns if table_schema is None else table_schema)
+    known = {field.name: field for field in (columns if table_schema is None else table_schema)}
+    chosen = {field.name: field for field in columns}
     filled = {*stream.own_columns, *stream.options.partition_names}
     for name, file_type in found:
-        at = known.get_field_index(name) if widens and name not in filled else -1
-        if at >= 0 and file_type is not None:
-            wide = wider(known.field(at).type, file_type)
+        if widens and file_type is not None and name in known and name not in filled:
+            wide = wider(known[name].type, file_type)
             if wide is not None:
-                columns = list(evolved(pa.schema(columns), [known.field(at).with_type(wide)]))
-                known = evolved(known, columns)
+                chosen[name] = known[name] = known[name].with_type(wide)
             continue
         if len(taken) >= MAX_COLUMNS:
             break
@@ -96,9 +95,9 @@ def resolve(
             continue
         field = declared.get(name) or (pa.field(name, types[name]) if name in types else None)
         if field is not None:
-            columns.append(field)
-            known = known.append(field)
+            chosen[name] = known[name] = field
             taken.add(name.lower())
+    columns = list(chosen.values())
     if table_schema is None or mode != "failOnNewColumns":
         return columns
     unknown = [column for column in columns if column.name not in declared]
@@ -152,10 +151,8 @@ def _hinted(hints: Sequence[Hint], given: pa.DataType | None) -> pa.DataType:
 
 def evolved(schema: pa.Schema, fields: Sequence[pa.Field]) -> pa.Schema:
     """A schema with other columns: in place of the one with their name, or behind all."""
-    for field in fields:
-        at = schema.get_field_index(field.name)
-        schema = schema.append(field) if at < 0 else schema.set(at, field)
-    return schema
+    columns = {field.name: field for field in (*schema, *fields)}
+    return pa.schema(list(columns.values()), schema.metadata)
 
 
 def changes(before: pa.Schema, after: pa.Schema) -> tuple[tuple[str, ...], ...]:
@@ -217,7 +214,8 @@ def lost_own_fields(stream: FileStream, schema: pa.Schema) -> list[pa.Field]:
                 f"{stream.name!r} fills it with {delta_type(field.type)}: somebody changed it. Restore the table, or "
                 f"run `telematics reset {stream.name} --drop-table` to start anew."
             )
-    return [field for field in own if field.name not in schema.names]
+    there = set(schema.names)
+    return [field for field in own if field.name not in there]
 
 
 def _own_fields(stream: FileStream) -> list[pa.Field]:

@@ -378,14 +378,13 @@ class DeltaLakeTable:
     def _anew(self, rows: pl.LazyFrame, schema: pa.Schema, expected: int) -> Iterator[pa.RecordBatch]:
         """The rows that are there, in the schema's types; every cast is exact or fails."""
         mine = self.schema
-        before = pa.schema([mine.field(field.name) for field in schema if field.name in mine.names])
+        there = set(mine.names)
+        before = pa.schema([mine.field(field.name) for field in schema if field.name in there])
         count = 0
         for part in self._store.stream(rows.select(before.names)):
             table = part.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(before)
             count += table.num_rows
-            columns = [
-                table[f.name].cast(f.type) if f.name in before.names else pa.nulls(len(table), f.type) for f in schema
-            ]
+            columns = [table[f.name].cast(f.type) if f.name in there else pa.nulls(len(table), f.type) for f in schema]
             yield from pa.table(columns, schema=schema).to_batches()
         if count != expected:
             raise TableError(
@@ -409,7 +408,8 @@ class DeltaLakeTable:
         if overwrite:
             self._refuse_removals()
         mine = pa.schema([]) if overwrite else self.schema
-        stored = pa.schema([mine.field(f.name) if f.name in mine.names else _stored(f) for f in schema])
+        there = set(mine.names)
+        stored = pa.schema([mine.field(f.name) if f.name in there else _stored(f) for f in schema])
         rows = 0
         of_the_rows: list[OSError] = []
 
@@ -672,13 +672,15 @@ class DeltaLakeTable:
     ) -> pa.Table:
         """See `Table.read`."""
         names = self.schema.names
-        wanted = names if columns is None else [name for name in columns if name in names]
+        there = set(names)
+        wanted = names if columns is None else [name for name in columns if name in there]
         with self._asking():
             return self._store.rows(self._handle, self._path, wanted, limit, since_batch)
 
     def stream(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """See `Table.stream`."""
-        wanted = pa.schema([self.schema.field(name) for name in columns])
+        mine = self.schema
+        wanted = pa.schema([mine.field(name) for name in columns])
         with self._asking():
             rows = self._store.scan(self._handle, self._path).select(wanted.names)
             for part in self._store.stream(rows):

@@ -47,9 +47,10 @@ def listed_columns(schema: pa.Schema, properties: Mapping[str, str]) -> Sequence
         fields = _first(schema, int(properties.get(_FIRST_COLUMNS_PROPERTY, _FIRST_COLUMNS)))
     else:
         names = [name.strip() for name in named.split(",")]
-        if any("." in name or "`" in name for name in names if name not in schema.names):
+        there = set(schema.names)
+        if any("." in name or "`" in name for name in names if name not in there):
             return None
-        fields = [schema.field(name) for name in names if name in schema.names]
+        fields = [schema.field(name) for name in names if name in there]
     if any(_is_never_true(field.type) for field in fields):
         return None
     return [field for field in fields if not pa.types.is_nested(field.type)]

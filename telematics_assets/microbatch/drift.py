@@ -58,9 +58,9 @@ _HOW = 4
 def columns_of(plans: Sequence[ColumnPlan], source: SourceTable) -> Columns:
     """The columns of a table that is read by these plans."""
     facts = {}
+    by_name = {column.name: column for column in source.columns}
     for plan in plans:
-        column = source.column(plan.source)
-        assert column is not None
+        column = by_name[plan.source]
         how = plan.form if plan.fingerprint is None else f"{plan.form} {plan.fingerprint}"
         facts[plan.name] = (
             *(str(column.number), column.type, plan.expression, delta_type(plan.arrow), how),
@@ -101,13 +101,16 @@ def drift(columns: Columns, bronze: pa.Schema, before: Mapping[str, Sequence[str
         bronze: The schema of the bronze table.
         before: The facts of the last batch; None if they are not known.
     """
-    own = {name.lower(): name for name in bronze.names}
-    added = tuple(name for name in columns.schema.names if name not in bronze.names)
-    gone = tuple(name for name in bronze.names if name not in columns.schema.names)
+    # Once each: both are made anew whenever they are asked for.
+    now = columns.schema
+    there, here = {field.name: field.type for field in bronze}, set(now.names)
+    own = {name.lower(): name for name in there}
+    added = tuple(field.name for field in now if field.name not in there)
+    gone = tuple(name for name in there if name not in here)
     retyped = [
-        (field.name, delta_type(bronze.field(field.name).type), delta_type(field.type))
-        for field in columns.schema
-        if field.name in bronze.names and bronze.field(field.name).type != field.type
+        (field.name, delta_type(there[field.name]), delta_type(field.type))
+        for field in now
+        if field.name in there and there[field.name] != field.type
     ]
     # Delta does not tell names apart by case.
     retyped += [(name, own[name.lower()], name) for name in added if name.lower() in own]
@@ -133,12 +136,13 @@ def in_plain(
     Returns:
         For each the field that takes its place, all null; None if it goes.
     """
-    found: dict[str, pa.Field | None] = {name: None for name in excluded if name in bronze.names}
+    there, schema = set(bronze.names), columns.schema
+    found: dict[str, pa.Field | None] = {name: None for name in excluded if name in there}
     for plan in columns.plans:
-        if plan.form == "hash" and plan.name in bronze.names:
+        if plan.form == "hash" and plan.name in there:
             now = columns.facts[plan.name][_HOW]
             if [*before.get(plan.name, ())][_HOW : _HOW + 1] != [now]:
-                found[plan.name] = columns.schema.field(plan.name)
+                found[plan.name] = schema.field(plan.name)
     return found
 
 

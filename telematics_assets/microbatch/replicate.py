@@ -590,7 +590,8 @@ class Replicator:
         """
         self._step("reading")
         schema = batch.columns.schema.remove(batch.columns.schema.get_field_index(REPLICATED_AT))
-        there = [name for name in schema.names if name in batch.table.schema.names]
+        bronze = set(batch.table.schema.names)
+        there = [name for name in schema.names if name in bronze]
         key = [plan.name for plan in batch.key_plans]
         changed = Wanted(key)
         with self._keys(batch) as lost:
@@ -602,7 +603,9 @@ class Replicator:
                     ours.add(marked(pa.Table.from_batches([rows]), key))
                 for held in batch.table.stream(there):
                     columns = [
-                        held[field.name] if field.name in there else pa.chunked_array([pa.nulls(len(held), field.type)])
+                        held[field.name]
+                        if field.name in bronze
+                        else pa.chunked_array([pa.nulls(len(held), field.type)])
                         for field in schema
                     ]
                     theirs.add(marked(pa.table(columns, schema=schema), key))
