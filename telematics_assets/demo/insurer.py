@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from telematics_assets.catalog import REPLICATED_TABLES, ReplicatedTable
 from telematics_assets.demo.fleet import vin
 from telematics_assets.errors import OptionError
-from telematics_assets.microbatch.sql import READER, TableSetup, setup_sql
+from telematics_assets.microbatch.sql import READER, TableSetup, setup_steps
 
 if TYPE_CHECKING:
     import psycopg
@@ -302,7 +302,7 @@ class Changes:
 
 
 def is_seeded(connection: Connection) -> bool:
-    """Whether the insurer's tables are there."""
+    """Whether the insurer's tables are there; what fills them belongs into the transaction that makes them."""
     return bool(connection.execute("SELECT to_regclass('public.drivers') IS NOT NULL").fetchone()[0])  # type: ignore[index]
 
 
@@ -312,7 +312,7 @@ def create(
     """Make the insurer's tables, all that mode `row_xid` needs, and the role that reads.
 
     Args:
-        connection: Of the database's owner, in autocommit.
+        connection: Of the database's owner; where a transaction is open, all is part of it.
         role: The role that reads; it has no password yet.
         tables: What is declared of the tables.
     """
@@ -333,14 +333,14 @@ def create(
     ]
     with connection.transaction():
         connection.execute(_FUNCTIONS + _TABLES + touching)
-    connection.execute(setup_sql(setups, role=role))
+        connection.execute(setup_steps(setups, role=role))
 
 
 def fill(connection: Connection, *, customers: int = 200, seed: int = 0, first: int = 0) -> int:
     """Fill the tables; customer n has vehicle n of the simulated fleet and a policy on it.
 
     Args:
-        connection: Of the database's owner.
+        connection: Of the database's owner; where a transaction is open, all is part of it.
         customers: How many.
         seed: The same seed gives the same rows.
         first: Number of the first customer; those before must have been seeded already.

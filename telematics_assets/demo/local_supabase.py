@@ -115,8 +115,10 @@ class LocalSupabase:
             password = secrets.token_urlsafe(24)
             with self.owner() as connection:
                 if not insurer.is_seeded(connection):
-                    insurer.create(connection)
-                    insurer.fill(connection, customers=self._customers)
+                    # Whoever dies in between has made nothing.
+                    with connection.transaction():
+                        insurer.create(connection)
+                        insurer.fill(connection, customers=self._customers)
                     self.is_new = True
                 connection.execute(f"ALTER ROLE {quoted(READER)} PASSWORD {literal(password)}".encode())
             self._pooler.start()

@@ -95,10 +95,7 @@ def setup_sql(tables: Sequence[TableSetup], *, role: str = READER, bigint: bool 
             "-- again, and should be after a primary key changed. It is one transaction: all of it, or nothing."
         ),
         "BEGIN;\nSET LOCAL lock_timeout = '10s';",
-        _SHARED,
-        *(_fill_function(column) for column in sorted({table.position for table in tables if table.position})),
-        *(_table_setup(table, bigint) for table in tables),
-        _role_setup(tables, role),
+        setup_steps(tables, role=role, bigint=bigint),
         "COMMIT;",
         (
             f"-- Give the role a password of your own, then use it in SUPABASE_DB_URL:\n--   ALTER ROLE {quoted(role)} "
@@ -109,6 +106,18 @@ def setup_sql(tables: Sequence[TableSetup], *, role: str = READER, bigint: bool 
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def setup_steps(tables: Sequence[TableSetup], *, role: str = READER, bigint: bool = False) -> str:
+    """The same for whoever has a transaction open that it belongs to. See `setup_sql`."""
+    return "\n\n".join(
+        [
+            _SHARED,
+            *(_fill_function(column) for column in sorted({table.position for table in tables if table.position})),
+            *(_table_setup(table, bigint) for table in tables),
+            _role_setup(tables, role),
+        ]
+    )
 
 
 def undo_sql(tables: Sequence[TableSetup], *, role: str = READER, everything: bool = False) -> str:

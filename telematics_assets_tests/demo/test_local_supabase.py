@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(home: Path) -> Iterator[LocalSupabase]:
     with LocalSupabase(home / "supabase", customers=10) as local:
         yield local
+
+
+# Dies when the tables are there and nothing is in them.
+_DIES = """
+import os, sys
+from pathlib import Path
+from telematics_assets.demo import insurer
+from telematics_assets.demo.local_supabase import LocalSupabase
+
+insurer.fill = lambda *args, **kwargs: os._exit(9)
+LocalSupabase(Path(sys.argv[1])).start()
+"""
 
 
 def settings_of(home: Path, **variables: str) -> Settings:
@@ -155,3 +168,11 @@ def test_a_file_that_is_none_of_ours_configures_nothing(tmp_path: Path, text: st
     (tmp_path / "supabase" / "connection.json").write_text(text)
     assert settings_of(tmp_path).supabase is None
     assert settings_of(tmp_path).supabase_problem is None
+
+
+def test_one_that_dies_while_it_fills_it_leaves_nothing_half_done(tmp_path: Path) -> None:
+    folder = tmp_path / "supabase"
+    assert subprocess.run([sys.executable, "-c", _DIES, str(folder)]).returncode == 9
+    with LocalSupabase(folder, customers=3) as local:
+        assert local.is_new
+        assert count(local.supabase, "customers") == 3
