@@ -34,7 +34,7 @@ import dagster as dg
 from telematics_assets.asset_checks import file_stream_checks
 from telematics_assets.assets.files import RETRY_POLICY, bronze_asset
 from telematics_assets.assets.landing import landing_asset
-from telematics_assets.assets.supabase import DATABASE_KEY, replica_assets, source_specs
+from telematics_assets.assets.supabase import DATABASE_KEY, replica_assets, source_assets
 from telematics_assets.automation import landing_sensor, load_job
 from telematics_assets.catalog import FILE_STREAMS, REPLICATED_TABLES, FileStream, Names, ReplicatedTable
 from telematics_assets.engines.base import Engine
@@ -103,7 +103,7 @@ def replicated_table_definitions(
         return dg.Definitions()
     limit = settings.max_run_seconds
     return dg.Definitions(
-        assets=[*source_specs(tables), replica_assets(tables, names or settings.names, retry_policy)],
+        assets=[source_assets(tables), replica_assets(tables, names or settings.names, retry_policy)],
         asset_checks=[database_check(tables, DATABASE_KEY, retry_policy)],
         jobs=[replication_job(tables)],
         schedules=[replication_schedule(tables, settings.replicate_minutes, limit)],

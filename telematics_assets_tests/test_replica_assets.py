@@ -223,6 +223,32 @@ def test_the_tables_of_the_database_are_seen(instance: dg.DagsterInstance) -> No
     assert seen[source_key(POLICIES)]["lag_seconds"] == 0.0
 
 
+def observe(engine: MemoryEngine, instance: dg.DagsterInstance, *keys: dg.AssetKey) -> dg.ExecuteInProcessResult:
+    job = dg.define_asset_job("look", selection=dg.AssetSelection.assets(*keys))
+    definitions = dg.Definitions.merge(replicas_of(engine), dg.Definitions(jobs=[job]))
+    return definitions.resolve_job_def("look").execute_in_process(instance=instance, raise_on_error=False)
+
+
+def test_the_database_and_its_tables_can_be_observed_by_themselves(instance: dg.DagsterInstance) -> None:
+    definitions = replicas_of(insurer())
+    graph = definitions.resolve_asset_graph()
+    # What can't be observed is counted as missing in the UI, however often it was seen.
+    assert all(graph.get(key).is_observable for key in (DATABASE_KEY, source_key(POLICIES), source_key(CLAIMS)))
+
+    result = observe(insurer(), instance, DATABASE_KEY, source_key(POLICIES))
+    seen = {event.asset_key: values(event) for event in result.asset_observations_for_node("observe_supabase")}
+    assert set(seen) == {DATABASE_KEY, source_key(POLICIES)}
+    assert seen[source_key(POLICIES)]["database"] == "A database in memory."
+
+
+def test_without_a_database_there_is_nothing_to_observe(instance: dg.DagsterInstance) -> None:
+    result = observe(MemoryEngine(), instance, DATABASE_KEY)
+    assert not result.success
+    (record,) = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    assert record.dagster_event is not None
+    assert "SUPABASE_DB_URL" in str(record.dagster_event.event_specific_data)
+
+
 def test_a_database_that_does_not_answer_is_tried_again(instance: dg.DagsterInstance) -> None:
     engine = failing()
     assert engine.source is not None

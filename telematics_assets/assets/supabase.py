@@ -1,7 +1,7 @@
 """Bronze tables that mirror the tables of a Supabase database.
 
-Belongs here: the external assets of the database and its tables, the one asset definition that replicates all of them,
-its run config, retries and pool.
+Belongs here: the database and its tables as assets that are observed, never made; the one asset definition that
+replicates all of them, its run config, retries and pool.
 Does not belong here: replicating (`engines/`), what the checks ask (`replica_checks.py`), when it runs
 (`replication.py`).
 
@@ -12,7 +12,8 @@ https://docs.dagster.io/guides/build/assets/defining-assets#multi-asset
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import timedelta
 from types import TracebackType
 
@@ -22,7 +23,7 @@ from pydantic import Field
 from telematics_assets.assets.boundary import failures_for_dagster
 from telematics_assets.assets.files import PROCESS_TAG, RETRY_POLICY, ProgressLog
 from telematics_assets.catalog import Names, ReplicatedTable, find_table
-from telematics_assets.engines.base import Engine, ReplicateReport, ReplicateRequest
+from telematics_assets.engines.base import Engine, ReplicateReport, ReplicateRequest, SourceStatus
 from telematics_assets.errors import (
     PermanentError,
     SupabaseError,
@@ -82,12 +83,44 @@ def replica_key(table: ReplicatedTable) -> dg.AssetKey:
     return dg.AssetKey(["bronze", table.target])
 
 
-def source_specs(tables: Sequence[ReplicatedTable]) -> Sequence[dg.AssetSpec]:
-    """The database and its declared tables, as assets that are made elsewhere.
+def source_assets(tables: Sequence[ReplicatedTable]) -> dg.AssetsDefinition:
+    """The database and its declared tables, as assets that are made elsewhere; any of them can be observed on demand.
+
+    A replication says what it saw of them too. The UI shows that only for assets which can be observed, and counts all
+    others as missing.
 
     Args:
         tables: The replicated tables.
     """
+    by_key = {source_key(table): table for table in tables}
+
+    def observe(context: dg.AssetExecutionContext, engine: dg.ResourceParam[Engine]) -> Iterator[dg.ObserveResult]:
+        asked = [table for key, table in by_key.items() if key in context.selected_asset_keys]
+        with failures_for_dagster(context):
+            status = engine.source_status()
+            if _is_left_alone(context, status, {DATABASE_KEY, *by_key}):
+                return
+            status.require()
+            positions = engine.source_positions([table for table in asked if table.mode == "row_xid"])
+        highest = {position.source: position.highest for position in positions}
+        if DATABASE_KEY in context.selected_asset_keys:
+            yield dg.ObserveResult(asset_key=DATABASE_KEY, metadata={"database": status.message})
+        for table in asked:
+            said = {"database": status.message, "highest_position": highest.get(table.source)}
+            yield dg.ObserveResult(
+                asset_key=source_key(table), metadata={k: v for k, v in said.items() if v is not None}
+            )
+
+    with warnings.catch_warnings():
+        # Marked as beta, like that of the landing folders.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        assets: dg.AssetsDefinition = dg.multi_observable_source_asset(
+            specs=_source_specs(tables), name="observe_supabase", can_subset=True
+        )(observe)
+    return assets
+
+
+def _source_specs(tables: Sequence[ReplicatedTable]) -> Sequence[dg.AssetSpec]:
     owners = list(dict.fromkeys(owner for table in tables for owner in table.contract.owners))
     database = dg.AssetSpec(
         key=DATABASE_KEY,
@@ -144,9 +177,7 @@ def _replicated(
     done = _materialized_before(context)
     # Asked once, before any table: of ten refused logins the database locks the user out.
     status = engine.source_status()
-    if status.state == "not configured" and context.job_def.asset_layer.selected_asset_keys - by_key.keys():
-        # Whoever materializes everything there is did not ask for these: the files are loaded, the run stays green.
-        context.log.warning(f"The replicated tables are left as they are. {status.message}")
+    if _is_left_alone(context, status, by_key.keys()):
         return
     if selected and status.state != "unreachable":
         # One that does not answer is tried again with the first table, for longer.
@@ -188,6 +219,14 @@ def _replicated(
             with failures.of(f"{table.source}, check {name}"):
                 yield check.judge(engine, table, batch, status)._replace(check_name=name, asset_key=key)
     failures.raise_together()
+
+
+def _is_left_alone(context: dg.AssetExecutionContext, status: SourceStatus, own: Set[dg.AssetKey]) -> bool:
+    """Whoever runs all there is, without a database, did not ask for this: the rest is done, the run stays green."""
+    if status.state != "not configured" or not context.job_def.asset_layer.selected_asset_keys - own:
+        return False
+    context.log.warning(f"The replicated tables are left as they are. {status.message}")
+    return True
 
 
 class _Failures:
