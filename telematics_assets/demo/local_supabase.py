@@ -7,17 +7,19 @@ others find it (`microbatch/local.py`), Dagster.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import secrets
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from telematics_assets.demo import insurer
 from telematics_assets.errors import MissingExtraError, PostgresStartError
@@ -40,13 +42,18 @@ if TYPE_CHECKING:
     from telematics_assets.settings import Settings
 
 _HASH_KEY = "hash.key"
+_LOCK = "lock"
+# How often one that shares it looks whether it is still there, and how long one waits that finds it starting or ending.
+_LOOK_SECONDS = 0.2
+_PATIENCE_SECONDS = 60.0
 _PROJECT = "localproject"
 
 
 class LocalSupabase:
     """The insurer's database behind a transaction pooler, on Supabase's terms, while this object is open.
 
-    Where another process has it open already, it is shared, and stays when this object is closed.
+    Where another process has it open already, it is shared. One process keeps it; when that leaves, or dies, one of
+    those who share it goes on with it at the same address, so that the last one to leave ends it.
     """
 
     def __init__(self, folder: Path, *, customers: int = 200) -> None:
@@ -64,9 +71,12 @@ class LocalSupabase:
         self._folder = folder.absolute()
         self._customers = customers
         self._server = LocalPostgres(self._folder / "postgres", settings=["max_prepared_transactions=8"])
-        self._pooler = TransactionPooler(lambda: self._server.port, project=_PROJECT)
-        self._shared: int | None = None
+        self._pooler = self._pooler_at(0)
+        self._lock: TextIO | None = None
+        self._found: LocalConnection | None = None
         self._supabase: Supabase | None = None
+        self._leaving = threading.Event()
+        self._heir: threading.Thread | None = None
         self.is_new = False
 
     @property
@@ -77,8 +87,8 @@ class LocalSupabase:
 
     @property
     def is_shared(self) -> bool:
-        """Whether another process has it open, and keeps it when this object is closed."""
-        return self._shared is not None
+        """Whether another process keeps it now."""
+        return self._found is not None
 
     @contextmanager
     def owner(self) -> Iterator[psycopg.Connection[Any]]:
@@ -87,7 +97,7 @@ class LocalSupabase:
 
         with psycopg.connect(
             host=self._server.host,
-            port=self._shared or self._server.port,
+            port=found.server_port if (found := self._found) else self._server.port,
             user="postgres",
             password=self._server.password,
             dbname="postgres",
@@ -103,16 +113,57 @@ class LocalSupabase:
         """
         if self._supabase is not None:
             return self
-        file = self._folder / CONNECTION_FILE
-        found = read_connection(file)
-        if found is not None:
-            self._shared, self._supabase = found.server_port, found.supabase
-            return self
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.chmod(0o700)
-        self._server.start()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self._join() and not self._keep():
+            if time.monotonic() > deadline:
+                raise PostgresStartError(
+                    f"Another process has been starting or ending the database in {self._folder} for "
+                    f"{_PATIENCE_SECONDS:g} s. End it, or take another TELEMATICS_HOME."
+                )
+            time.sleep(_LOOK_SECONDS)
+        if self._found:
+            self._leaving.clear()
+            self._heir = threading.Thread(target=self._inherit, name="heir", daemon=True)
+            self._heir.start()
+        return self
+
+    def stop(self) -> None:
+        """Leave it: it ends, unless another process shares it and goes on."""
+        self._leaving.set()
+        if self._heir is not None:
+            self._heir.join()
+        self._end()
+        self._heir = self._found = self._supabase = None
+
+    def _join(self) -> bool:
+        """Share what another process keeps, if one does."""
+        found = read_connection(self._folder / CONNECTION_FILE)
+        if found is None:
+            return False
+        self._found, self._supabase = found, found.supabase
+        return True
+
+    def _keep(self, like: Supabase | None = None) -> bool:
+        """Start both, unless another process is at it.
+
+        Args:
+            like: Where those who know it already look for it, and with which password.
+        """
+        lock = (self._folder / _LOCK).open("a")
         try:
-            password = secrets.token_urlsafe(24)
+            # Let go of by the system, however this process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            return False
+        self._lock = lock
+        try:
+            self._server.start()
+            password = like.password if like else secrets.token_urlsafe(24)
+            # Now, because the business of one that shared it goes on.
+            self._found = None
             with self.owner() as connection:
                 if not insurer.is_seeded(connection):
                     # Whoever dies in between has made nothing.
@@ -121,23 +172,48 @@ class LocalSupabase:
                         insurer.fill(connection, customers=self._customers)
                     self.is_new = True
                 connection.execute(f"ALTER ROLE {quoted(READER)} PASSWORD {literal(password)}".encode())
-            self._pooler.start()
+            self._open_pooler(like.port if like else 0)
             self._supabase = Supabase(
                 self._pooler.host, self._pooler.user(READER), password, self._pooler.port, sslmode="disable"
             )
-            write_connection(file, LocalConnection(self._supabase, self._hash_key(), self._server.port))
+            connection_now = LocalConnection(self._supabase, self._hash_key(), self._server.port)
+            write_connection(self._folder / CONNECTION_FILE, connection_now)
         except BaseException:
-            self.stop()
+            self._end()
             raise
-        return self
+        return True
 
-    def stop(self) -> None:
-        """Stop both, unless another process keeps them open."""
-        if self._shared is None:
+    def _inherit(self) -> None:
+        """While another process keeps it: see that it goes on when that one leaves."""
+        while not self._leaving.wait(_LOOK_SECONDS):
+            known = self._supabase
+            if self._join():
+                continue
+            try:
+                if self._keep(known):
+                    return
+            except PostgresStartError:
+                # Then there is none any more, and whoever asks for it is told so.
+                return
+
+    def _end(self) -> None:
+        if self._lock is not None:
             (self._folder / CONNECTION_FILE).unlink(missing_ok=True)
             self._pooler.stop()
             self._server.stop()
-        self._shared = self._supabase = None
+            self._lock.close()
+            self._lock = None
+
+    def _pooler_at(self, port: int) -> TransactionPooler:
+        return TransactionPooler(lambda: self._server.port, project=_PROJECT, port=port)
+
+    def _open_pooler(self, port: int) -> None:
+        self._pooler = self._pooler_at(port)
+        try:
+            self._pooler.start()
+        except OSError:
+            # Somebody else has got it meanwhile.
+            self._pooler = self._pooler_at(0).start()
 
     def __enter__(self) -> LocalSupabase:
         return self.start()
@@ -149,7 +225,7 @@ class LocalSupabase:
 
     @contextmanager
     def going_on(self, seconds: float) -> Iterator[None]:
-        """Let the business go on while the block lasts: a few rows change, again and again.
+        """Let the business go on while the block lasts, and this process keeps it: a few rows change, again and again.
 
         Args:
             seconds: Time between two changes.
@@ -160,6 +236,8 @@ class LocalSupabase:
 
         def go_on() -> None:
             while not over.wait(seconds):
+                if self.is_shared:
+                    continue
                 # A server that was killed, or is asked for too much, is left alone until the next time.
                 with suppress(psycopg.Error), self.owner() as connection:
                     insurer.change_a_little(connection)
@@ -204,9 +282,9 @@ def run_beside(command: Sequence[str], settings: Settings, say: Callable[[str], 
         say(f"There is no database of the demo's: {error}")
         return _run(command)
     seconds = settings.demo_change_seconds
-    with local, local.going_on(seconds) if seconds and not local.is_shared else nullcontext():
+    with local, local.going_on(seconds) if seconds else nullcontext():
         if local.is_shared:
-            say("The demo's database runs already, for another process of this home, and ends with that.")
+            say("The demo's database runs already, for another process of this home; it ends with the last of them.")
         elif seconds:
             say(
                 f"The demo's database runs, and a few of its rows change every {seconds:g} s "

@@ -7,7 +7,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -17,6 +18,7 @@ from telematics_assets.demo.insurer import change
 from telematics_assets.demo.local_supabase import LocalSupabase, run_beside
 from telematics_assets.errors import SupabaseUnavailableError
 from telematics_assets.microbatch.connection import Supabase
+from telematics_assets.microbatch.local import read_connection
 from telematics_assets.microbatch.session import transaction
 from telematics_assets.resources import SupabaseResource
 from telematics_assets.settings import Settings, load_settings
@@ -42,6 +44,18 @@ from telematics_assets.demo.local_supabase import LocalSupabase
 
 insurer.fill = lambda *args, **kwargs: os._exit(9)
 LocalSupabase(Path(sys.argv[1])).start()
+"""
+
+
+# Has it open until it is told to go on.
+_OPENS = """
+import sys
+from pathlib import Path
+from telematics_assets.demo.local_supabase import LocalSupabase
+
+with LocalSupabase(Path(sys.argv[1]), customers=3) as local:
+    print("shares" if local.is_shared else "keeps", flush=True)
+    sys.stdin.readline()
 """
 
 
@@ -103,6 +117,60 @@ def test_a_second_user_shares_it_and_does_not_stop_it(home: Path, local: LocalSu
         with second.owner() as connection:
             connection.execute("SELECT FROM public.policies")
     assert count(local.supabase, "customers") > 0
+
+
+@contextmanager
+def another(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that opens it."""
+    command = [sys.executable, "-c", _OPENS, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def role_of(process: subprocess.Popen[str]) -> str:
+    """What it does with it, as soon as it is open: it keeps or shares it."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_whoever_leaves_last_ends_it_and_those_who_stay_find_it_where_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "supabase"
+    with another(folder) as first:
+        assert role_of(first) == "keeps"
+        ours = LocalSupabase(folder).start()
+        known = ours.supabase
+        assert ours.is_shared
+    # It was killed.
+    wait_until(lambda: not ours.is_shared)
+    assert not ours.is_new
+    assert (ours.supabase, count(known, "customers")) == (known, 3)
+
+    with another(folder) as second:
+        assert role_of(second) == "shares"
+        ours.stop()
+        wait_until(lambda: read_connection(folder / "connection.json") is not None)
+        assert count(known, "customers") == 3
+        assert second.communicate("\n")[0] == ""
+        assert second.returncode == 0
+    with pytest.raises(SupabaseUnavailableError), transaction(known, pauses=()):
+        pass
+    assert not (folder / "postgres" / "data" / "postmaster.pid").exists()
+
+
+def test_two_that_begin_at_once_have_one_database(tmp_path: Path) -> None:
+    folder = tmp_path / "supabase"
+    with another(folder) as one, another(folder) as two:
+        assert sorted((role_of(one), role_of(two))) == ["keeps", "shares"]
 
 
 def test_its_business_goes_on_while_somebody_wants_it_to(local: LocalSupabase) -> None:
