@@ -66,7 +66,7 @@ def write_data_files(
     Raises:
         OSError: If a file can't be written; and whatever the batches raise. No file is left behind then.
     """
-    files = _Files(store, path, pa.schema([pa.field(f.name, f.type) for f in schema]), listed, target_bytes)
+    files = DataFiles(store, path, pa.schema([pa.field(f.name, f.type) for f in schema]), listed, target_bytes)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="parquet-writer") as pool:
             encoding: Future[None] | None = None
@@ -115,18 +115,35 @@ def _parts(batch: pa.RecordBatch, group_rows: int, group_bytes: int) -> Iterator
         yield batch.slice(start, rows)
 
 
-class _Files:
+class DataFiles:
     """The files of one write, one after another. Used by one thread at a time."""
 
     def __init__(
-        self, store: TableStore, path: str, schema: pa.Schema, listed: Sequence[Any] | None, target_bytes: int
+        self,
+        store: TableStore,
+        path: str,
+        schema: pa.Schema,
+        listed: Sequence[Any] | None,
+        target_bytes: int,
+        folder: str = "",
     ) -> None:
+        """Begin without a file; see `write_data_files`.
+
+        Args:
+            store: The place of the tables.
+            path: Where the table is.
+            schema: Schema of the rows in the files.
+            listed: The fields that have statistics.
+            target_bytes: A file that has become so large is the last but for the next.
+            folder: Folder below the table, ending in `/`.
+        """
         self.adds: list[Mapping[str, Any]] = []
         self._store = store
         self._path = path
         self._schema = schema
         self._listed = listed
         self._target_bytes = target_bytes
+        self._folder = folder
         self._write_id = uuid.uuid4()
         self._names: list[str] = []
         self._open: tuple[AbstractContextManager[Any], Any, pq.ParquetWriter] | None = None
@@ -143,7 +160,7 @@ class _Files:
             self.finish()
 
     def _begin(self, group: pa.Table) -> tuple[AbstractContextManager[Any], Any, pq.ParquetWriter]:
-        name = f"part-{len(self._names):05d}-{self._write_id}-c000.snappy.parquet"
+        name = f"{self._folder}part-{len(self._names):05d}-{self._write_id}-c000.snappy.parquet"
         self._names.append(name)
         kept = self._store.write_file(f"{self._path}/{name}")
         sink = kept.__enter__()

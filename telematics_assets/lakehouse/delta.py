@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from telematics_assets.catalog import BATCH_ID, SOURCE_FILE, SOURCE_FILE_MODIFIED_AT, TableName, is_name
@@ -44,6 +44,7 @@ from telematics_assets.lakehouse.data_files import (
     PLAIN_COLUMNS,
     write_data_files,
 )
+from telematics_assets.lakehouse.rewriting import Rewriting
 from telematics_assets.lakehouse.statistics import listed_columns
 from telematics_assets.lakehouse.stores import LocalStore, ObjectTableStore, TableStore
 from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, has_true_statistics, storable, wider
@@ -243,14 +244,15 @@ class DeltaLakeTable:
         if not rows.num_rows and not gone.num_rows:
             return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
         changes = merging.Changes(rows, gone, tuple(key), tuple(unseen))
+        adds = pa.table(self._handle.get_add_actions(flatten=True))
         ranges = None
-        replaces = len(mine) > merging.WIDE_COLUMNS
-        if self.size()[1] > merging.HELD_BYTES:
-            spread = self._spread(changes)
+        rewrites = merging.are_long(rows) or merging.has_long_rows(adds) or len(mine) > merging.WIDE_COLUMNS
+        if rewrites or sum(adds["size_bytes"].to_pylist()) > merging.HELD_BYTES:
+            found = self._found(changes)
+            spread = merging.spread(found, changes, adds)
             ranges = spread.ranges
-            replaces = replaces or spread.held > merging.HELD_BYTES
-        if replaces and (replaced := self._replaced(changes, positions, info)):
-            return replaced
+            if rewrites or spread.held > merging.HELD_BYTES:
+                return self._rewritten(changes, merging.touched(found, adds), positions, info)
         with self._merging():
             metrics = merging.merge(
                 self._handle, changes, mine, _as_next(positions, info), _writer_properties(len(mine)), ranges
@@ -261,38 +263,51 @@ class DeltaLakeTable:
             return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
         return Merged(self._verified(positions, before), *counts)
 
-    def _spread(self, changes: merging.Changes) -> merging.Spread:
+    def _found(self, changes: merging.Changes) -> pl.DataFrame:
         with self._asking():
-            found = self._store.collect(merging.find(self._store.scan(self._handle, self._path, merging.FILE), changes))
-            return merging.spread(found, changes, pa.table(self._handle.get_add_actions(flatten=True)))
+            rows = self._store.scan(self._handle, self._path, merging.FILE)
+            return self._store.collect(merging.find(rows, changes))
 
-    def _replaced(
-        self, changes: merging.Changes, positions: Mapping[str, int], info: Mapping[str, str]
-    ) -> Merged | None:
-        """The same as one overwrite of all rows with these keys; None if they can't be said in SQL."""
-        if changes.added(self.schema):
-            # A commit before it: a crash in between leaves a column without values.
-            self._write(changes.rows.schema, (), {}, info, overwrite=False, as_next=True)
-        mine, names = self.schema, list(changes.key)
-        with self._asking():
-            held = self._store.scan(self._handle, self._path).join(changes.keys.lazy(), on=names, how="semi")
-            done = merging.replacement(self._store.collect(held), changes, mine)
-        if done is None:
-            return None
-        if not done.predicate:
-            return Merged(self._positioned(changes.rows.schema, positions, info), 0, 0, 0)
-        before = self.version
-        with self._merging():
-            write_deltalake(
-                self._handle,
-                done.rows,
-                mode="overwrite",
-                predicate=done.predicate,
-                target_file_size=TARGET_FILE_BYTES,
-                writer_properties=_writer_properties(len(mine)),
-                commit_properties=_as_next(positions, info),
-            )
-        return Merged(self._verified(positions, before), done.inserted, done.updated, done.deleted)
+    def _rewritten(
+        self,
+        changes: merging.Changes,
+        files: Sequence[Mapping[str, Any]],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+    ) -> Merged:
+        """The merge by ourselves: files with changed rows are written anew."""
+        log.refuse_features(self._handle, self._name, replaces=True)
+        log.refuse_what_rows_must_obey(self._handle, self._name, replaces=False)
+        mine = self.schema
+        schema = pa.schema([*mine, *(_stored(changes.rows.schema.field(name)) for name in changes.added(mine))])
+        feed = self.properties.get("delta.enableChangeDataFeed", "").lower() == "true"
+
+        def read(file: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+            return upkeep.file_rows(self._name, self._path, self._store, file, schema)
+
+        with self._writing(()):
+            rewriting = Rewriting(changes, mine, schema)
+            removed = rewriting.look(files, read)
+            inserted = rewriting.inserted.num_rows
+            if not removed and not inserted:
+                return Merged(self._positioned(changes.rows.schema, positions, info), 0, 0, 0)
+            if removed:
+                self._refuse_removals()
+            self._refuse_missing(schema, rewriting.rows)
+            listed = listed_columns(schema, self.properties)
+            adds, fed = rewriting.write(self._store, self._path, read, listed, TARGET_FILE_BYTES, feed=feed)
+            now = time.time_ns() // 1_000_000
+            told = log.commit_info("MERGE", self.version, now, operationParameters={}, isBlindAppend=False, **info)
+            actions = [told, *log.schema_change(self._handle, schema, replace=False)]
+            actions += log.removals(removed, now, data_change=True)
+            actions += [{"add": add} for add in adds] + [{"cdc": file} for file in fed]
+            actions += [{"txn": {"appId": app, "version": position}} for app, position in positions.items()]
+            self._require_log(self.version)
+            if not log.publish(self._store, self._path, self.version + 1, actions):
+                raise _conflict(self._name, f"version {self.version + 1} is theirs")
+            before = self.version
+            self._advance(before + 1)
+        return Merged(self._verified(positions, before), inserted, rewriting.updated, rewriting.deleted)
 
     def _verified(self, positions: Mapping[str, int], before: int) -> Commit:
         commit = self._commit(self.version)
@@ -433,14 +448,7 @@ class DeltaLakeTable:
             version = self._commit_files(
                 stored, adds, positions, info, overwrite=overwrite, as_next=overwrite or as_next
             )
-            self._handle.update_incremental()
-            if self.version != version:
-                # Another writer was behind it already; this handle is the snapshot of its own commit.
-                self._handle.load_as_version(version)
-            if (version + 1) % self._checkpoint_interval() == 0:
-                self._create_checkpoint()
-                if self.properties.get("delta.enableExpiredLogCleanup", "").lower() != "false":
-                    self._handle.cleanup_metadata()
+            self._advance(version)
         commit = self._commit(version)
         if commit.rows != rows or commit.transactions != positions:
             raise TableError(
@@ -449,8 +457,19 @@ class DeltaLakeTable:
             )
         return commit
 
-    def _refuse_missing(self, stored: pa.Schema, batch: pa.RecordBatch) -> None:
-        for field, column in zip(stored, batch.columns, strict=True):
+    def _advance(self, version: int) -> None:
+        """Let the handle be the snapshot of a version that was just committed."""
+        self._handle.update_incremental()
+        if self.version != version:
+            # Another writer was behind it already; this handle is the snapshot of its own commit.
+            self._handle.load_as_version(version)
+        if (version + 1) % self._checkpoint_interval() == 0:
+            self._create_checkpoint()
+            if self.properties.get("delta.enableExpiredLogCleanup", "").lower() != "false":
+                self._handle.cleanup_metadata()
+
+    def _refuse_missing(self, stored: pa.Schema, rows: pa.RecordBatch | pa.Table) -> None:
+        for field, column in zip(stored, rows.columns, strict=True):
             if not field.nullable and column.null_count:
                 raise TableUnsupportedError(
                     f"Column {field.name!r} of {self._name} is NOT NULL, and there are rows without a value for it. "
@@ -682,6 +701,13 @@ class DeltaLakeTable:
         mine = self.schema
         wanted = pa.schema([mine.field(name) for name in columns])
         with self._asking():
+            adds = pa.table(self._handle.get_add_actions(flatten=True))
+            if merging.has_long_rows(adds):
+                # Polars holds several row groups for each of its threads: 2 GiB of rows that take 1 MB.
+                for file in adds.select(["path"]).to_pylist():
+                    for batch in upkeep.file_rows(self._name, self._path, self._store, file, wanted, others=True):
+                        yield pa.Table.from_batches([batch])
+                return
             rows = self._store.scan(self._handle, self._path).select(wanted.names)
             for part in self._store.stream(rows):
                 yield part.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)

@@ -7,14 +7,13 @@ Facts about delta-rs 1.6: a source that Python makes piece by piece hangs it, so
 column that is null for all rows must be in the source too, once columns are added; `a IS DISTINCT FROM b OR c` is read
 as `a IS DISTINCT FROM (b OR c)`; a merge that changes no row commits nothing; and it keeps in memory all rows of every
 file that it reads and finds no key in, so that two changed rows in eight million took 3 GiB. Where keys are close
-together the merge is told their ranges, and reads few such files. Where they are not, and in tables with very many
-columns, the rows are replaced by their keys in one commit: the change data feed then shows an update as delete and
-insert.
+together the merge is told their ranges, and reads few such files. It gathers 8,192 rows in each of its threads, several
+times, however long they are; and it plans for a time that grows with the cube of the columns. Where any of that would
+take too much, `rewriting.py` merges instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -25,13 +24,15 @@ from deltalake import CommitProperties, DeltaTable, WriterProperties
 
 #: Bytes of data files without a changed row that a merge may read; as rows they take several times as much.
 HELD_BYTES = 64 << 20
-#: A merge into a table with more columns is not asked of delta-rs, which plans for a time that grows with their cube:
-#: 100 rows of 1,200 columns took three minutes. The rows are replaced by their keys.
+#: A merge into a table with more columns is not asked of delta-rs: 100 rows of 1,200 columns took it three minutes.
 WIDE_COLUMNS = 256
+#: Where rows take more than this in a data file, or in what is merged, delta-rs would hold too much of them.
+LONG_ROW_BYTES = 512
+#: Long rows of up to this size do not matter.
+_FEW_BYTES = 8 << 20
 #: Column that holds a row's data file while keys are looked for.
 FILE = "__file"
 _MARKER = "__gone"
-_SEPARATOR = "\x1f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +72,6 @@ class Spread:
 
     ranges: str | None
     held: int
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """What is replaced by key.
-
-    Attributes:
-        rows: The new rows.
-        predicate: All keys that rows are replaced, inserted or removed of; "" if there are none.
-        inserted: How many have no row in the table.
-        updated: How many have one.
-        deleted: How many only go away.
-    """
-
-    rows: pa.Table
-    predicate: str
-    inserted: int
-    updated: int
-    deleted: int
 
 
 def merge(
@@ -159,6 +141,34 @@ def find(rows: pl.LazyFrame, changes: Changes) -> pl.LazyFrame:
     return found.group_by(FILE).agg(first.min().alias("low"), first.max().alias("high"))
 
 
+def are_long(rows: pa.Table) -> bool:
+    """Whether rows that are merged are so long that delta-rs would hold too much of them."""
+    return bool(rows.nbytes > LONG_ROW_BYTES * rows.num_rows + _FEW_BYTES)
+
+
+def has_long_rows(adds: pa.Table) -> bool:
+    """Whether a table has rows of which its libraries would hold too much.
+
+    Args:
+        adds: Its data files, flat.
+    """
+    files = pl.DataFrame(adds.select(["size_bytes", "num_records"]))
+    long = files.filter(pl.col("size_bytes") > LONG_ROW_BYTES * pl.col("num_records").fill_null(0))
+    return int(long["size_bytes"].sum()) > _FEW_BYTES
+
+
+def touched(found: pl.DataFrame, adds: pa.Table) -> list[dict[str, object]]:
+    """The data files that hold keys that change, in the table's order.
+
+    Args:
+        found: What `find` gave.
+        adds: The table's data files, flat.
+    """
+    there = {path.rpartition("/")[2] for path in found[FILE].to_list()}
+    files = adds.select(["path", "size_bytes"]).to_pylist()
+    return [file for file in files if unquote(file["path"]).rpartition("/")[2] in there]
+
+
 def spread(found: pl.DataFrame, changes: Changes, adds: pa.Table) -> Spread:
     """How the changed rows lie in the table's files.
 
@@ -185,75 +195,6 @@ def spread(found: pl.DataFrame, changes: Changes, adds: pa.Table) -> Spread:
     )
     read = untouched.filter(overlaps.fill_null(True))
     return Spread(f"({' OR '.join(within)})", int(read["size_bytes"].sum()))
-
-
-def replacement(before: pl.DataFrame, changes: Changes, mine: pa.Schema) -> Replacement | None:
-    """What to replace by key, or None if there is no telling such keys in SQL.
-
-    Args:
-        before: The rows of these keys that are in the table.
-        changes: What is merged.
-        mine: The table's schema, with added columns.
-    """
-    names = list(changes.key)
-    if len(names) > 1 and any(
-        changes.keys[name].str.contains(_SEPARATOR, literal=True).any()
-        for name in names
-        if pa.types.is_string(mine.field(name).type)
-    ):
-        return None
-    given = pl.DataFrame(_shaped(changes.rows, mine, "", gone=False))
-    pairs = given.join(before, on=names, how="left", suffix="__before", coalesce=True, maintain_order="left")
-    there = given.select(names).join(before.select(names).with_columns(__there=True), on=names, how="left")
-    is_there = there["__there"].fill_null(False)
-    differs = pl.any_horizontal(
-        pl.lit(False),
-        *(pl.col(name).ne_missing(pl.col(f"{name}__before")) for name in changes.compared(mine)),
-        *(
-            (pl.col(name) == 0) & ((1 / pl.col(name)) != (1 / pl.col(f"{name}__before")))
-            for name in changes.compared(mine)
-            if pa.types.is_floating(mine.field(name).type)
-        ),
-    ).fill_null(False)
-    changed = ~is_there | pairs.select(differs).to_series()
-    lost = pl.DataFrame(changes.gone.select(names)).join(before, on=names, how="semi")
-    predicate = _predicate(pl.concat([given.filter(changed).select(names), lost]), names, mine)
-    if predicate is None:
-        return None
-    inserted = int((~is_there).sum())
-    rows = _shaped(changes.rows.filter(pa.array(changed.to_list(), pa.bool_())), mine, "", gone=False)
-    return Replacement(rows, predicate, inserted, int(changed.sum()) - inserted, lost.height)
-
-
-def _predicate(keys: pl.DataFrame, names: Sequence[str], mine: pa.Schema) -> str | None:
-    if keys.is_empty():
-        return ""
-    if len(names) == 1 and pa.types.is_integer(mine.field(names[0]).type):
-        return f"{_sql(names[0])} IN ({', '.join(map(str, keys[names[0]].to_list()))})"
-    expressions, texts = [], []
-    for name in names:
-        kind, column = mine.field(name).type, keys[name]
-        if pa.types.is_string(kind):
-            expressions.append(_sql(name))
-            texts.append(column)
-        elif pa.types.is_integer(kind):
-            expressions.append(f"CAST({_sql(name)} AS VARCHAR)")
-            texts.append(column.cast(pl.String))
-        elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            number = "INT" if pa.types.is_date(kind) else "BIGINT"
-            expressions.append(f"CAST(CAST({_sql(name)} AS {number}) AS VARCHAR)")
-            texts.append(column.to_physical().cast(pl.String))
-        elif pa.types.is_decimal(kind):
-            expressions.append(f"CAST({_sql(name)} AS VARCHAR)")
-            texts.append(pl.Series([format(value, "f") for value in column.to_list()], dtype=pl.String))
-        else:
-            return None
-    expression = expressions[0]
-    if len(names) > 1:
-        expression = f"concat_ws('{_SEPARATOR}', {', '.join(expressions)})"
-    joined = pl.DataFrame({str(n): text for n, text in enumerate(texts)})
-    values = joined.select(pl.concat_str(pl.all(), separator=_SEPARATOR)).to_series().to_list()
-    return f"{expression} IN ({', '.join(map(_literal, values))})"
 
 
 def _shaped(table: pa.Table, schema: pa.Schema, marker: str, *, gone: bool) -> pa.Table:

@@ -101,6 +101,14 @@ class TableStore(Protocol):
         """
         ...
 
+    def open_file(self, path: str) -> Any:
+        """A data file to read, by its full path, as Arrow takes it; only what is asked for is read where possible.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        ...
+
     def discard(self, path: str) -> None:
         """Remove a file that no log names, by its full path, if that is possible."""
         ...
@@ -208,6 +216,10 @@ class LocalStore:
             # A log entry on disk that names a file which is not there yet would be a table that nobody can read.
             os.fsync(file.fileno())
         sync_folder(os.path.dirname(path))
+
+    def open_file(self, path: str) -> Any:
+        """See `TableStore.open_file`."""
+        return pa.OSFile(path)
 
     def discard(self, path: str) -> None:
         """See `TableStore.discard`."""
@@ -336,6 +348,10 @@ class ObjectTableStore:
             yield whole
             whole.seek(0)
             self._objects.ObjectVolume(self._url, self._url).upload(self._key(path), whole)
+
+    def open_file(self, path: str) -> Any:
+        """See `TableStore.open_file`."""
+        return pa.BufferReader(self.read_log(path))
 
     def discard(self, path: str) -> None:
         """See `TableStore.discard`."""

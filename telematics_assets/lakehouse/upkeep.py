@@ -10,10 +10,10 @@ it replaces were seen in the version before it.
 
 from __future__ import annotations
 
-import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
@@ -115,7 +115,7 @@ def _rewrite(
     schema = pa.schema(handle.schema())
     configuration = handle.metadata().configuration
     properties = {key: value for key, value in configuration.items() if value is not None}
-    rows = _batches(name, path, store, group, schema)
+    rows = chain.from_iterable(file_rows(name, path, store, file, schema) for file in group)
     adds = write_data_files(store, path, schema, rows, listed_columns(schema, properties), _ONE_FILE_BYTES)
     expected = sum(file["num_records"] for file in group)
     written = sum(int(json.loads(add["stats"])["numRecords"]) for add in adds)
@@ -127,20 +127,37 @@ def _rewrite(
     return adds
 
 
-def _batches(
+def file_rows(
     name: TableName,
     path: str,
     store: TableStore,
-    group: Iterable[Mapping[str, Any]],
+    file: Mapping[str, Any],
     schema: pa.Schema,
+    *,
+    others: bool = False,
 ) -> Iterator[pa.RecordBatch]:
-    for file in group:
-        source = pq.ParquetFile(io.BytesIO(store.read_log(f"{path}/{unquote(file['path'])}")))
-        groups = [source.metadata.row_group(number) for number in range(source.metadata.num_row_groups)]
-        row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-        for batch in source.iter_batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(row_bytes, 1)))):
+    """The rows of a data file in a table's schema, batch by batch, in bounded memory.
+
+    Args:
+        name: The table's full name.
+        path: Where it is.
+        store: The place of the tables.
+        file: With `path`.
+        schema: The columns; those that the file has not are null.
+        others: Whether the file may have others.
+
+    Raises:
+        SchemaError: If it has others and may not.
+    """
+    names = schema.names if others else None
+    source = pq.ParquetFile(store.open_file(f"{path}/{unquote(file['path'])}"))
+    for number in range(source.metadata.num_row_groups):
+        group = source.metadata.row_group(number)
+        row_bytes = group.total_byte_size // max(group.num_rows, 1)
+        # One row group at a time: values that stand in dictionaries take more memory than its size says.
+        for batch in source.iter_batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(row_bytes, 1))), [number], names):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            if not set(columns) <= set(schema.names):
+            if not others and not set(columns) <= set(schema.names):
                 raise SchemaError(f"{file['path']} of {name} has columns that the table has not. It is left as it is.")
             try:
                 whole = [

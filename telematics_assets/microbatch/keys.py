@@ -83,7 +83,8 @@ class Keys:
         Raises:
             VolumeUnavailableError: If the temporary files do not take them.
         """
-        frame = pl.DataFrame(table)
+        # A copy: a column of a batch keeps all of the batch in memory.
+        frame = pl.DataFrame(table.take(pa.array(np.arange(table.num_rows))))
         self.rows += frame.height
         if len(self) == 1:
             self._held[0].append(frame)
