@@ -19,7 +19,7 @@ SOAK_SECONDS, SHORT_SOAK_SECONDS = 600.0, 10.0
 SOAK_FACTOR = 20
 _OURS = ("TELEMATICS_", "DAGSTER_", "SUPABASE_", "PG")
 
-pytest_plugins = ("telematics_assets_tests.databases",)
+pytest_plugins = ("telematics_assets_tests.cages", "telematics_assets_tests.databases")
 
 #: Examples of a property test that says no number of its own.
 EXAMPLES = 40

@@ -57,6 +57,7 @@ from telematics_assets.microbatch.drift import (
 )
 from telematics_assets.microbatch.extract import Anomalies, extract
 from telematics_assets.microbatch.keys import Keys, Wanted, differences, marked, parts_of
+from telematics_assets.microbatch.lengths import refuse_long_rows
 from telematics_assets.microbatch.position import (
     NOTE_INFO,
     SOURCE_PROPERTY,
@@ -596,6 +597,7 @@ class Replicator:
         changed = Wanted(key)
         with self._keys(batch) as lost:
             with self._keys(batch) as ours, self._keys(batch) as theirs:
+                refuse_long_rows(batch.session, batch.source, batch.columns.plans, batch.key, None)
                 for rows in extract(
                     batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=batch.anomalies, rescued=True
                 ):
@@ -640,9 +642,11 @@ class Replicator:
     # Rows ------------------------------------------------------------------------------------------------------------
 
     def _extracted(
-        self, batch: _Batch, where: str | None, anomalies: Anomalies | None = None
+        self, batch: _Batch, where: str | None, anomalies: Anomalies | None = None, *, checked: bool = False
     ) -> Iterator[pa.RecordBatch]:
         schema = batch.columns.schema
+        if not checked:
+            refuse_long_rows(batch.session, batch.source, batch.columns.plans, batch.key, where)
         counted = batch.anomalies if anomalies is None else anomalies
         for rows in extract(
             batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=counted, where=where, rescued=True
@@ -676,7 +680,9 @@ class Replicator:
         if not wanted:
             return
         # All rows are looked at for a few: what bronze can't show was counted before, or is not new.
-        for rows in self._extracted(batch, None if but is None else f"({but}) IS NOT TRUE", Anomalies()):
+        for rows in self._extracted(
+            batch, None if but is None else f"({but}) IS NOT TRUE", Anomalies(), checked=but is None
+        ):
             chosen = wanted.among(rows)
             if chosen.num_rows:
                 yield chosen

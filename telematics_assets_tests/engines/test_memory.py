@@ -9,9 +9,7 @@ import json
 import os
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from telematics_assets.catalog import Names
+from telematics_assets_tests.cages import LIMIT_MIB
 
-LIMIT_MIB = 1024
 #: Loads the stream named by the second argument, and tells its rows and the peak of the memory it held.
 LOAD = """
 import json, re, sys
@@ -37,27 +35,6 @@ rows = engine.ingest(stream).rows
 peak = int(re.search(r"VmHWM:\\s*([0-9]+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 print(json.dumps({"rows": rows, "peak": peak}))
 """
-
-
-@pytest.fixture
-def caged() -> Iterator[list[str]]:
-    """What a command begins with to be killed when it takes more than the limit; nothing if that is not to be had."""
-    for root, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
-        group = Path("/sys/fs/cgroup", root, f"telematics-{uuid.uuid4().hex}")
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            (group / limit).write_text(str(LIMIT_MIB << 20))
-            yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-            return
-        except FileNotFoundError:
-            continue
-        finally:
-            with suppress(OSError):
-                group.rmdir()
-    yield []
 
 
 def json_points(path: Path) -> int:
