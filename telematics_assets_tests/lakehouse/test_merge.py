@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from decimal import Decimal
@@ -133,7 +134,12 @@ def test_a_table_that_only_grows_is_refused(tmp_path: Path) -> None:
         table.merge(rows_of(table, (1, "b", 1.0)), keys(), ["id"], {"x": 2}, {})
 
 
-def test_the_change_data_feed_shows_changes_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_ourselves", [False, True])
+def test_the_change_data_feed_shows_changes_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_ourselves: bool
+) -> None:
+    if by_ourselves:
+        monkeypatch.setattr("telematics_assets.lakehouse.merging.HELD_BYTES", -1)
     table = made(DeltaLakehouse(tmp_path))
     table.merge(rows_of(table, (1, "a", 1.0), (2, "b", 2.0), (3, "c", 3.0)), keys(), ["id"], {"x": 1}, {})
     merged = table.merge(rows_of(table, (1, "a", 1.0), (2, "B", 2.0)), keys(3), ["id"], {"x": 2}, {}, ["order"])
@@ -141,6 +147,29 @@ def test_the_change_data_feed_shows_changes_only(tmp_path: Path) -> None:
     feed = pl.DataFrame(DeltaTable(table.uri).load_cdf(starting_version=2).read_all())
     seen = feed.select("id", "_change_type").sort("id", "_change_type").rows()
     assert seen == [(2, "update_postimage"), (2, "update_preimage"), (3, "delete")]
+    images = feed.filter(pl.col("id") == 2).sort("_change_type")["Ünï_select"].to_list()
+    assert images == ["B", "b"]
+
+
+def test_long_rows_are_merged_by_rewriting_only_the_files_that_have_changed_ones(tmp_path: Path) -> None:
+    table = made(DeltaLakehouse(tmp_path))
+    text = random.Random(7).randbytes(1_000_000).hex()
+    for start in (1, 4, 7):
+        added = rows_of(table, *((start + n, f"{text}{n}", 1.0) for n in range(3)))
+        table.append(table.schema, added.to_batches(), "x", start, {})
+    before = set(DeltaTable(table.uri).file_uris())
+    changed = rows_of(table, (4, f"{text}0", 1.0), (5, "short", 2.0), (99, f"{text}99", None))
+    done = table.merge(changed, keys(7), ["id"], {"x": 8}, {})
+    assert (done.inserted, done.updated, done.deleted, done.commit.operation) == (1, 1, 1, "MERGE")
+    opened = DeltaTable(table.uri)
+    assert opened.history(1)[0]["engineInfo"] == "telematics_assets"
+    assert len(before & set(opened.file_uris())) == 1
+    found = pl.DataFrame(table.read()).sort("id")
+    assert found["id"].to_list() == [1, 2, 3, 4, 5, 6, 8, 9, 99]
+    assert found["Ünï_select"].str.len_chars().to_list()[3:6] == [2_000_001, 5, 2_000_001]
+    feed = pl.DataFrame(DeltaTable(table.uri).load_cdf(starting_version=4).read_all())
+    seen = feed.select("id", "_change_type").sort("id", "_change_type").rows()
+    assert seen == [(5, "update_postimage"), (5, "update_preimage"), (7, "delete"), (99, "insert")]
 
 
 def test_columns_that_do_not_count_alone_change_no_row(lakehouse: Lakehouse) -> None:
@@ -150,7 +179,7 @@ def test_columns_that_do_not_count_alone_change_no_row(lakehouse: Lakehouse) -> 
     assert shown(lakehouse) == [(1, "a", 1.0)]
 
 
-def test_keys_of_every_type_are_told_apart_where_rows_are_replaced_by_key(
+def test_keys_of_every_type_are_told_apart_where_files_are_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("telematics_assets.lakehouse.merging.HELD_BYTES", -1)
