@@ -302,7 +302,7 @@ class DeltaLakeTable:
             actions += log.removals(removed, now, data_change=True)
             actions += [{"add": add} for add in adds] + [{"cdc": file} for file in fed]
             actions += [{"txn": {"appId": app, "version": position}} for app, position in positions.items()]
-            self._require_log(self.version)
+            log.require(self._store, self._handle, self._name, self._path)
             if not log.publish(self._store, self._path, self.version + 1, actions):
                 raise _conflict(self._name, f"version {self.version + 1} is theirs")
             before = self.version

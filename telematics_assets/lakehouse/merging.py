@@ -14,6 +14,7 @@ take too much, `rewriting.py` merges instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote

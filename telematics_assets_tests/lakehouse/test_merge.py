@@ -79,7 +79,7 @@ def test_rows_of_very_many_columns_are_merged_in_one_commit(tmp_path: Path) -> N
     assert (done.inserted, done.updated, done.deleted, table.version, table.position("x")) == (1, 1, 1, 2, 2)
     assert pl.DataFrame(table.read(["id", names[-1]])).sort("id").rows() == [(1, "a"), (2, "B"), (4, "d")]
     feed = pl.DataFrame(DeltaTable(table.uri).load_cdf(2, 2, columns=["id", "_change_type"]).read_all())
-    assert sorted(feed.rows()) == [(2, "delete"), (2, "insert"), (3, "delete"), (4, "insert")]
+    assert sorted(feed.rows()) == [(2, "update_postimage"), (2, "update_preimage"), (3, "delete"), (4, "insert")]
 
 
 def test_positions_are_committed_although_no_row_changes(lakehouse: Lakehouse) -> None:
