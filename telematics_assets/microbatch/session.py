@@ -80,6 +80,8 @@ class Session:
     def rows(self, query: str) -> list[dict[str, Any]]:
         """The rows of a small answer."""
         with self._asking(), self._connection.cursor() as cursor:
+            # By COPY every question takes more round trips, and the server plans it twice.
+            cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
             cursor.execute(query)
             return list(cursor.fetch_arrow_table().to_pylist())
 
