@@ -171,6 +171,7 @@ class Connection:
     def close(self) -> None:
         """End the connection; another transaction opens it again."""
         connection, self._connection = self._connection, None
+        self._watch.close()
         if connection is not None:
             # Nothing was written: however it ends, nothing is lost.
             with suppress(adbc_driver_manager.Error, RuntimeError):

@@ -14,11 +14,14 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 _OPENING = threading.Lock()
 _OPENING_SECONDS = 60.0
+#: How often the time is looked at while an answer may take so long.
+_LOOKS = 10
 _FILES = "/dev/fd"
 
 #: Both ends of a connection.
@@ -41,42 +44,59 @@ class Watch:
         self._is_at_it = is_at_it
         self._mine: frozenset[_Ends] | None = None
         self._others: frozenset[_Ends] = frozenset()
+        #: Since when an answer is waited for, by the monotonic clock.
+        self._since: float | None = None
+        self._closed = threading.Event()
         #: Whether the connection was ended.
         self.fired = False
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """The connection is opened in this block, and no other one that is watched."""
+        """The connection is opened in this block, and no other one that is watched; `close` ends the watch."""
         with _OPENING:
             self._mine, self._others, self.fired = None, self._sockets(), False
             # Nothing takes long there; and whoever asks must open a connection, too.
-            with self._guarded(min(self._seconds, _OPENING_SECONDS), None):
-                yield
+            opened = self._guarded(min(self._seconds, _OPENING_SECONDS), None)
+            try:
+                with self.waiting():
+                    yield
+            finally:
+                opened.set()
             self._mine = self._sockets() - self._others
+        self._closed = self._guarded(self._seconds, self._is_at_it)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """An answer is waited for in this block."""
-        with self._guarded(self._seconds, self._is_at_it):
-            yield
-
-    @contextmanager
-    def _guarded(self, seconds: float, is_at_it: Callable[[], bool] | None) -> Iterator[None]:
-        over = threading.Event()
-        guard = threading.Thread(target=self._guard, args=[over, seconds, is_at_it], name="silence", daemon=True)
-        guard.start()
+        self._since = time.monotonic()
         try:
             yield
         finally:
-            over.set()
+            self._since = None
+
+    def close(self) -> None:
+        """The connection is closed."""
+        self._closed.set()
+
+    def _guarded(self, seconds: float, is_at_it: Callable[[], bool] | None) -> threading.Event:
+        """Start to guard; until the event is set."""
+        over = threading.Event()
+        # One thread for all questions: one for each would take longer than most answers.
+        threading.Thread(target=self._guard, args=[over, seconds, is_at_it], name="silence", daemon=True).start()
+        return over
 
     def _guard(self, over: threading.Event, seconds: float, is_at_it: Callable[[], bool] | None) -> None:
-        while not over.wait(seconds):
-            if is_at_it is None or not is_at_it():
-                break
-        if not over.is_set():
-            self.fired = True
-            self._sockets(self._shut)
+        asked: float | None = None
+        while not over.wait(seconds / _LOOKS):
+            since = self._since
+            if since is None or time.monotonic() - max(since, asked or since) < seconds:
+                continue
+            if is_at_it is not None and is_at_it():
+                asked = time.monotonic()
+            elif self._since == since and not over.is_set():
+                self.fired = True
+                self._sockets(self._shut)
+                return
 
     def _sockets(self, found: Callable[[socket.socket], None] | None = None) -> frozenset[_Ends]:
         """Connections of this process to the port; each of ours is handed to a function."""
