@@ -82,13 +82,12 @@ def long_rows(path: Path) -> int:
 @pytest.mark.parametrize(
     ("format", "write", "files"),
     [
-        ("json", json_points, 20),
-        ("parquet", one_row_group, 12),
-        ("parquet", wide, 14),
-        ("json", long_json, 5),
-        ("parquet", long_rows, 4),
+        pytest.param("json", json_points, 20, id="json with raw records"),
+        pytest.param("parquet", one_row_group, 12, id="parquet"),
+        pytest.param("parquet", wide, 14, id="parquet with 300 columns", marks=pytest.mark.soak),
+        pytest.param("json", long_json, 5, id="json of long records"),
+        pytest.param("parquet", long_rows, 4, id="long rows", marks=pytest.mark.soak),
     ],
-    ids=["json with raw records", "parquet", "parquet with 300 columns", "json of long records", "long rows"],
 )
 def test_a_load_of_more_than_a_gibibyte_takes_less(
     tmp_path: Path, caged: list[str], format: str, write: Callable[[Path], int], files: int, soak_factor: int

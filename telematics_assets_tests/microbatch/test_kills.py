@@ -84,7 +84,7 @@ def assert_finished_by_the_next(
         assert_mirrored(home, policies, mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", OFTEN)
 @pytest.mark.parametrize("step", AGAIN)
 def test_a_batch_and_a_full_snapshot_that_die_at_any_step_are_finished_by_the_next(
     tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
@@ -101,7 +101,7 @@ def test_a_batch_and_a_full_snapshot_that_die_at_any_step_are_finished_by_the_ne
         assert_mirrored(tmp_path, policies, mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", OFTEN)
 @pytest.mark.parametrize("step", AGAIN)
 def test_another_replication_at_any_step_wins_and_this_one_stops_cleanly(
     tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
