@@ -22,10 +22,10 @@ _OURS = ("TELEMATICS_", "DAGSTER_", "SUPABASE_", "PG")
 pytest_plugins = ("telematics_assets_tests.cages", "telematics_assets_tests.databases")
 
 #: Examples of a property test that says no number of its own.
-EXAMPLES = 40
+EXAMPLES = 20
 hypothesis_settings.register_profile("local", deadline=None, max_examples=EXAMPLES)
 hypothesis_settings.register_profile("ci", deadline=None, max_examples=EXAMPLES, derandomize=True, print_blob=True)
-hypothesis_settings.register_profile("soak", deadline=None, max_examples=50 * EXAMPLES)
+hypothesis_settings.register_profile("soak", deadline=None, max_examples=100 * EXAMPLES)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

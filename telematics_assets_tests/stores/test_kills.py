@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import obstore
@@ -33,6 +33,15 @@ from telematics_assets_tests.stores.books import LOCATION, STREAM, books, engine
 REFRESH = IngestRequest(full_refresh=True)
 
 
+def in_turn(steps: Sequence[str], others: Sequence[object]) -> list[object]:
+    """Each step with each of the others; a short run takes them in turn, the soak takes all."""
+    return [
+        pytest.param(step, other, marks=() if number % len(others) == place else pytest.mark.soak)
+        for number, step in enumerate(steps)
+        for place, other in enumerate(others)
+    ]
+
+
 def assert_exactly_once(place: str, rows: int) -> None:
     """The books balance, and the states say the same."""
     landed, loaded = books(place)
@@ -53,8 +62,7 @@ def load(place: str, on_step: Callable[[str], None] | None = None) -> bool:
     return False
 
 
-@pytest.mark.parametrize("occurrence", [1, 2])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "occurrence"), in_turn(STEPS, [1, 2]))
 def test_a_load_that_dies_at_any_step_is_finished_by_the_next(step: str, occurrence: int) -> None:
     place = servers.azure()
     land(place, 0)
@@ -74,8 +82,7 @@ def test_another_loader_at_any_step_wins_and_this_one_stops_cleanly(step: str) -
     assert_exactly_once(place, 30)
 
 
-@pytest.mark.parametrize("step", REFRESH_STEPS)
-@pytest.mark.parametrize("store", sorted(servers.PLACES))
+@pytest.mark.parametrize(("step", "store"), in_turn(REFRESH_STEPS, sorted(servers.PLACES)))
 def test_a_full_refresh_that_dies_at_any_step_came_to_pass_or_never_was(store: str, step: str) -> None:
     place = servers.PLACES[store]()
     land(place, 0)
