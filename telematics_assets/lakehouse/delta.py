@@ -301,7 +301,7 @@ class DeltaLakeTable:
             actions = [told, *log.schema_change(self._handle, schema, replace=False)]
             actions += log.removals(removed, now, data_change=True)
             actions += [{"add": add} for add in adds] + [{"cdc": file} for file in fed]
-            actions += [{"txn": {"appId": app, "version": position}} for app, position in positions.items()]
+            actions += log.transactions(positions)
             log.require(self._store, self._handle, self._name, self._path)
             if not log.publish(self._store, self._path, self.version + 1, actions):
                 raise _conflict(self._name, f"version {self.version + 1} is theirs")
@@ -522,7 +522,7 @@ class DeltaLakeTable:
             files = pa.table(self._handle.get_add_actions()).select(["path", "size_bytes"]).to_pylist()
             actions += log.removals(files, now, data_change=True)
         actions += [{"add": add} for add in adds]
-        actions += [{"txn": {"appId": app, "version": position}} for app, position in positions.items()]
+        actions += log.transactions(positions)
         log.require(self._store, self._handle, self._name, self._path)
         while not log.publish(self._store, self._path, version + 1, actions):
             version += 1

@@ -122,6 +122,11 @@ def commit_info(operation: str, read_version: int, now_ms: int, **more: Any) -> 
     return {"commitInfo": {**info, **more}}
 
 
+def transactions(positions: Mapping[str, int]) -> list[Action]:
+    """The actions that move positions, by application id."""
+    return [{"txn": {"appId": app, "version": position}} for app, position in positions.items()]
+
+
 def removals(files: Sequence[Mapping[str, Any]], now_ms: int, *, data_change: bool) -> list[Action]:
     """The actions that take files out.
 

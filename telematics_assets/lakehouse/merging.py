@@ -165,9 +165,7 @@ def touched(found: pl.DataFrame, adds: pa.Table) -> list[dict[str, object]]:
         found: What `find` gave.
         adds: The table's data files, flat.
     """
-    there = {path.rpartition("/")[2] for path in found[FILE].to_list()}
-    files = adds.select(["path", "size_bytes"]).to_pylist()
-    return [file for file in files if unquote(file["path"]).rpartition("/")[2] in there]
+    return list(adds.select(["path", "size_bytes"]).filter(pa.array(_are_touched(found, adds), pa.bool_())).to_pylist())
 
 
 def spread(found: pl.DataFrame, changes: Changes, adds: pa.Table) -> Spread:
@@ -179,14 +177,10 @@ def spread(found: pl.DataFrame, changes: Changes, adds: pa.Table) -> Spread:
         adds: The table's data files, flat, with their statistics.
     """
     name = changes.key[0]
-    files = pl.DataFrame(adds)
-    touched = {path.rpartition("/")[2] for path in found[FILE].to_list()}
-    names = [unquote(path).rpartition("/")[2] for path in files["path"].to_list()]
-    is_touched = pl.Series([name in touched for name in names], dtype=pl.Boolean)
-    untouched = files.filter(~is_touched)
+    untouched = pl.DataFrame(adds).filter(~pl.Series(_are_touched(found, adds), dtype=pl.Boolean))
     low, high = f"min.{name}", f"max.{name}"
     kind = changes.rows.schema.field(name).type
-    if low not in files.columns or not (pa.types.is_integer(kind) or pa.types.is_string(kind)) or found.is_empty():
+    if low not in untouched.columns or not (pa.types.is_integer(kind) or pa.types.is_string(kind)) or found.is_empty():
         return Spread(None, int(untouched["size_bytes"].sum()))
     bounds = list(zip(found["low"].to_list(), found["high"].to_list(), strict=True))
     column = f"target.{_sql(name)}"
@@ -196,6 +190,11 @@ def spread(found: pl.DataFrame, changes: Changes, adds: pa.Table) -> Spread:
     )
     read = untouched.filter(overlaps.fill_null(True))
     return Spread(f"({' OR '.join(within)})", int(read["size_bytes"].sum()))
+
+
+def _are_touched(found: pl.DataFrame, adds: pa.Table) -> list[bool]:
+    there = {path.rpartition("/")[2] for path in found[FILE].to_list()}
+    return [unquote(path).rpartition("/")[2] in there for path in adds["path"].to_pylist()]
 
 
 def _shaped(table: pa.Table, schema: pa.Schema, marker: str, *, gone: bool) -> pa.Table:
