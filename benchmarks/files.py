@@ -229,7 +229,8 @@ def work_files(home: Path) -> int:
 
 def work_plan(home: Path, place: str = "many") -> int:
     """Plan all that is new: the time from the end of a listing, or of a batch, to the plan."""
-    from telematics_assets.engines.embedded import EmbeddedEngine, open_volume
+    from telematics_assets.engines.checkpointed import open_volume
+    from telematics_assets.engines.embedded import EmbeddedEngine
     from telematics_assets.lakehouse.delta import DeltaLakehouse
     from telematics_assets.settings import Settings
 

@@ -203,7 +203,7 @@ def simulate(
     """
     from telematics_assets.demo.fleet import FleetPlan, next_seed
     from telematics_assets.demo.fleet import simulate as land
-    from telematics_assets.engines.embedded import open_volume
+    from telematics_assets.engines.checkpointed import open_volume
 
     if for_seconds is not None and feed is None:
         raise OptionError("--for is the length of a feed. Give it together with --feed RATE.")
@@ -252,7 +252,7 @@ def stage(
     What doesn't match is refused by name with the reason; nothing is overwritten. Exit code 1 if any was refused, 75 if
     those were only such as may go through later.
     """
-    from telematics_assets.engines.embedded import open_volume
+    from telematics_assets.engines.checkpointed import open_volume
     from telematics_assets.staging import stage as stage_files
 
     target = find_stream(FILE_STREAMS, stream)

@@ -24,7 +24,8 @@ from telematics_assets.catalog import FILE_STREAMS, TELEMATICS
 from telematics_assets.cli import _plain, app, exit_code
 from telematics_assets.demo.fleet import FleetPlan, json_bytes, points
 from telematics_assets.engines.base import FILE_STATES
-from telematics_assets.engines.embedded import open_engine, open_volume
+from telematics_assets.engines.checkpointed import open_volume
+from telematics_assets.engines.embedded import open_engine
 from telematics_assets.errors import (
     CommitConflictError,
     OptionError,

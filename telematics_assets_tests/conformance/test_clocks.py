@@ -11,8 +11,9 @@ from functools import partial
 
 import pytest
 
+from telematics_assets.autoloader import reading
 from telematics_assets.autoloader.loader import StreamLoader
-from telematics_assets.engines import embedded
+from telematics_assets.engines import checkpointed
 from telematics_assets_tests.conformance.platforms import CheckpointPlatform
 from telematics_assets_tests.conformance.samples import json_stream, lines
 
@@ -40,8 +41,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.fromtimestamp(clock.now_ns() / 1e9, tz or UTC)
 
-    monkeypatch.setattr(embedded, "StreamLoader", partial(StreamLoader, clock=clock.now_ns))
-    monkeypatch.setattr(embedded, "datetime", Moved)
+    monkeypatch.setattr(checkpointed, "StreamLoader", partial(StreamLoader, clock=clock.now_ns))
+    monkeypatch.setattr(reading, "datetime", Moved)
     return clock
 
 

@@ -22,7 +22,7 @@ import pytest
 from telematics_assets.catalog import FILE_STREAMS, TELEMATICS
 from telematics_assets.demo.feed import UPLOADS, FeedReport, feed
 from telematics_assets.demo.fleet import FleetPlan, next_seed
-from telematics_assets.engines.embedded import open_volume
+from telematics_assets.engines.checkpointed import open_volume
 from telematics_assets.errors import OptionError, VolumeError, VolumeUnavailableError
 from telematics_assets.settings import Settings
 from telematics_assets.volumes.base import as_files

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from telematics_assets.autoloader import checkpoint
 from telematics_assets.catalog import FileStream
-from telematics_assets.engines.embedded import EmbeddedEngine, open_volume
+from telematics_assets.engines.checkpointed import open_volume
+from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import TelematicsError
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.settings import Settings

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 
 from telematics_assets.catalog import TableName
-from telematics_assets.engines.embedded import EmbeddedEngine, open_engine, open_volume
+from telematics_assets.engines.checkpointed import open_volume
+from telematics_assets.engines.embedded import EmbeddedEngine, open_engine
 from telematics_assets.errors import (
     FileChangedError,
     MissingExtraError,
