@@ -57,7 +57,7 @@ def test_two_processes_at_once_leave_it_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "home")]
     both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     for process in both:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said.decode()
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         assert instance.get_runs_count() == 0

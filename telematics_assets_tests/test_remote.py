@@ -242,12 +242,12 @@ def test_what_a_server_refuses_for_good_is_the_reason_and_is_not_asked_for_again
 ) -> None:
     web.files = {"a.json": JSON, "folder/a.json": JSON}
     web.fail(fault, None)
-    limits = Limits(attempts=2, backoff_seconds=20, file_bytes=100_000, page_bytes=100_000)
+    limits = Limits(attempts=2, backoff_seconds=100, file_bytes=100_000, page_bytes=100_000)
     began = time.monotonic()
     told, transient = refusal(stage_json(web.url(path), volume, limits))
     assert told.startswith(reason)
     assert not transient
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 100
     assert landed(volume) == {}
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_drips_in_for_ever_is_given_up(web: Web, volume: MemoryVolum
     began = time.monotonic()
     limits = Limits(attempts=2, backoff_seconds=0.01, read_seconds=0.5, total_seconds=1)
     assert refusal(stage_json(web.url("a.json"), volume, limits))[1]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_server_that_is_not_there_is_transient_and_a_host_that_is_not_is_for_good(volume: MemoryVolume) -> None:
@@ -599,7 +599,7 @@ def test_a_missing_library_is_named_with_the_way_to_install_it(missing: str, url
         f"try: open_source({url!r}, Limits())\n"
         "except MissingExtraError as error: print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True).stdout
     assert f'pip install "telematics_assets[{"objects" if missing == "obstore" else "urls"}]"' in said
 
 

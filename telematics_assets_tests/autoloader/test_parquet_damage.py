@@ -170,7 +170,7 @@ NO_ROWS = b"\x16\x00\x19\x0c\x00"
 def test_a_footer_that_is_a_bomb_is_refused_at_once(footer: bytes) -> None:
     began = time.monotonic()
     assert "damaged Parquet file" in refusal(with_footer(footer))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_row_beyond_the_limit_is_refused_before_it_is_unpacked() -> None:
@@ -206,7 +206,7 @@ print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 def peak(path: Path) -> tuple[int, int]:
     """Rows of a file, and by how many MiB reading it made a process grow."""
     command = [sys.executable, "-c", _PEAK, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     rows, grown = done.stdout.split()
     return int(rows), int(grown)
 

@@ -195,7 +195,7 @@ def test_what_the_loaders_user_may_not_read_is_named_and_loaded_once_it_may(open
 
     def load() -> list[str]:
         command = [sys.executable, "-c", _AS_NOBODY, str(home)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 

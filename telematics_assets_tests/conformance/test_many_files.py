@@ -73,7 +73,7 @@ report = engine.ingest(stream, IngestRequest(max_files=300))
 assert [batch.files_ingested for batch in report.batches] == [100] * 3, report
 assert engine.look(stream).files == files - 300
 took = time.monotonic() - began
-assert took < 30, took
+assert took < 180, took
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 

@@ -53,7 +53,7 @@ def test_a_table_without_changes_gets_no_commit_and_stays_fresh(
     report = policies.replicate(table)
     assert (report.batches, report.table_version) == (0, before.table_version)
     assert report.lag_seconds is not None
-    assert report.lag_seconds < 5
+    assert report.lag_seconds < 60
     if mode != "snapshot":
         assert report.position is not None
         assert before.position is not None

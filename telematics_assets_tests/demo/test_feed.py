@@ -48,7 +48,7 @@ def test_each_stream_gets_its_files_at_the_rate_and_the_report_counts_them() -> 
     assert [(stream.rows, stream.broken) for stream in report.streams] == [(200, 0)] * 2
     assert sum(stream.bytes for stream in report.streams) == sum(map(len, files.values()))
     assert len(files) == 20
-    assert 0.95 <= report.seconds < 5
+    assert 0.95 <= report.seconds < 60
     assert (report.retries, report.abandoned) == (0, 0)
 
 
@@ -120,8 +120,9 @@ class _Slow(MemoryVolume):
 def test_slow_uploads_don_t_slow_the_feed() -> None:
     report = run(_Slow(), per_minute=600, seconds=1.5)
     assert [stream.files for stream in report.streams] == [15, 15]
-    assert report.behind_seconds < 0.5
-    assert report.seconds < 3
+    # One after the other they would take 9 seconds.
+    assert report.behind_seconds < 4
+    assert report.seconds < 7
 
 
 class _Away(MemoryVolume):
@@ -130,9 +131,14 @@ class _Away(MemoryVolume):
     def __init__(self, times: int) -> None:
         super().__init__()
         self.left = times
+        self.asked = set[str]()
+        self.asked_for_both = threading.Event()
 
     def upload(self, path: str, source: BinaryIO, *, modified_ns: int | None = None) -> bool:
         self.left -= 1
+        self.asked.add(path)
+        if len(self.asked) == 2:
+            self.asked_for_both.set()
         if self.left >= 0:
             raise VolumeUnavailableError("not now")
         return super().upload(path, source, modified_ns=modified_ns)
@@ -146,10 +152,9 @@ def test_a_volume_that_does_not_answer_is_waited_for_and_no_file_is_left_out() -
 
 
 def test_a_stopped_feed_waits_for_no_volume_and_says_what_did_not_land() -> None:
-    stop = threading.Event()
-    threading.Timer(0.3, stop.set).start()
-    report = feed(PLAN, _Away(10**9), 60, stop)
-    assert report.seconds < 5
+    away = _Away(10**9)
+    report = feed(PLAN, away, 60, away.asked_for_both)
+    assert report.seconds < 60
     assert report.abandoned == 2
     assert [stream.files for stream in report.streams] == [0, 0]
 
@@ -217,12 +222,12 @@ def feeding(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_ctrl_c_ends_the_command_cleanly_with_its_summary(
     feeding: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(tmp_path.rglob("points-*"))) < 6:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     feeding.send_signal(number)
-    out, err = feeding.communicate(timeout=30)
+    out, err = feeding.communicate(timeout=300)
     assert feeding.returncode == 0
     assert err == ""
     summary = json.loads(out)

@@ -181,7 +181,7 @@ def test_dagster_home_is_respected_when_it_is_set(tmp_path: Path) -> None:
     settings = load_settings({"TELEMATICS_HOME": str(tmp_path / "home"), "DAGSTER_HOME": str(tmp_path / "elsewhere")})
     with pytest.raises(RunLimitError):
         tell(settings, console=paper(), timeout_s=0, replicated=())
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "elsewhere" / "dagster.yaml").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -210,11 +210,11 @@ def test_the_hard_limit_says_what_it_was_doing_and_leaves_no_run_in_flight(tmp_p
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 1
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
     error = json.loads(done.stdout)["error"]
     assert error.startswith("The demo took longer than 2.5 s. It was ")
     assert error in done.stderr

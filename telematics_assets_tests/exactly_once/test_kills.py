@@ -185,7 +185,7 @@ def load_under_kills(
         assert process.stdout is not None
         process.stdout.readline()
         began = time.monotonic()
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
         whole_seconds = time.monotonic() - began
     deaths, wave = 0, 0
     while deaths < wanted:
@@ -199,10 +199,10 @@ def load_under_kills(
             if wave % 6:
                 time.sleep(moments.uniform(0, whole_seconds))
                 process.kill()
-            rows, _ = process.communicate(timeout=120)
+            rows, _ = process.communicate(timeout=300)
         deaths += process.returncode == -signal.SIGKILL and not rows
     with start_load() as process:
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
     assert process.returncode == 0
     sys.stdout.write(f"{deaths} loads killed over {wave + 1} waves\n")
     return wave + 1
@@ -217,10 +217,10 @@ def test_a_process_killed_at_one_step_after_the_other_loses_and_doubles_nothing(
     for wave, step in enumerate(steps):
         land(tmp_path, format, wave)
         with start(tmp_path, format, step, "1") as process:
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
     with start(tmp_path, format) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == 0
     assert_exactly_once(tmp_path, format)
 
@@ -240,8 +240,8 @@ def test_processes_that_load_at_the_same_time_lose_and_double_nothing(tmp_path: 
         processes = [start(tmp_path, "json") for _ in range(3)]
         for process in processes:
             with process:
-                process.communicate(timeout=60)
+                process.communicate(timeout=300)
         assert [process.returncode for process in processes].count(0) >= 1
     with start(tmp_path, "json") as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert_exactly_once(tmp_path, "json")

@@ -165,10 +165,10 @@ def test_a_process_killed_at_one_step_of_a_refresh_after_the_other_loses_and_dou
     for wave, step in enumerate(REFRESH_STEPS):
         land(tmp_path, "json", wave)
         with start(tmp_path, "json", "--full-refresh", step, "1") as process:
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
     with start(tmp_path, "json") as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == 0
     assert_exactly_once(tmp_path, "json")
 
@@ -189,9 +189,9 @@ def test_processes_that_load_and_refresh_and_are_killed_lose_and_double_nothing(
         moments.choice(processes).kill()
         for process in processes:
             with process:
-                process.communicate(timeout=60)
+                process.communicate(timeout=300)
     with start(tmp_path, "json") as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == 0
     assert_exactly_once(tmp_path, "json")
 

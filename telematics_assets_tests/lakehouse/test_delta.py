@@ -833,7 +833,7 @@ assert (table.version, table.count()) == (0, 0)
 
 def test_a_disk_that_is_full_in_the_middle_of_a_stream_is_transient_and_commits_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _FULL_DISK, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -234,8 +234,8 @@ def test_a_server_without_tls(database: Database, driver: str) -> None:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_web_server_is_no_database(driver: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
-        supabase = Supabase("127.0.0.1", "u", "hush", server.getsockname()[1], sslmode="require", connect_seconds=5)
+        server.settimeout(300)
+        supabase = Supabase("127.0.0.1", "u", "hush", server.getsockname()[1], sslmode="require", connect_seconds=120)
 
         def answer() -> None:
             client, _ = server.accept()

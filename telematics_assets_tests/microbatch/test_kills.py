@@ -140,10 +140,10 @@ def test_a_process_killed_at_one_step_after_the_other_loses_and_repeats_nothing(
         if wave:
             change(policies, wave)
         run = start(tmp_path, policies, "row_xid", step, "1")
-        run.communicate(timeout=60)
+        run.communicate(timeout=300)
         assert run.returncode == -signal.SIGKILL or step == "table_created"
     run = start(tmp_path, policies, "row_xid")
-    run.communicate(timeout=60)
+    run.communicate(timeout=300)
     assert run.returncode == 0
     assert_mirrored(tmp_path, policies, "row_xid")
 
@@ -155,7 +155,7 @@ def test_processes_that_replicate_at_the_same_time_lose_and_repeat_nothing(
         change(policies, wave)
         runs = [start(tmp_path, policies, "row_xid") for _ in range(3)]
         for run in runs:
-            run.communicate(timeout=60)
+            run.communicate(timeout=300)
         assert [run.returncode for run in runs].count(0) >= 1
     with suppress(TransientError):
         replicate(DeltaLakehouse(tmp_path / "tables"), policies.supabase, table_of("row_xid"))

@@ -251,4 +251,4 @@ def test_a_transaction_that_stops_reading_early_does_not_read_the_rest(database:
             reader.read_next_batch()
         with connection.transaction() as session:
             assert session.value("SELECT 1") == 1
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90

@@ -18,12 +18,12 @@ ROWS = "SELECT g, repeat('x', 1000) AS body FROM generate_series(1, 60000) g"
     "limit", ["statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
 )
 def test_a_limit_that_the_role_has_does_not_cut_a_batch_off(database: Database, limit: str) -> None:
-    database.run(f"ALTER ROLE {database.role} SET {limit} = '250ms'")
+    database.run(f"ALTER ROLE {database.role} SET {limit} = '500ms'")
     try:
         with transaction(database.supabase, pauses=()) as session:
-            with session.stream("SELECT g, pg_sleep(0.2)::text AS slept FROM generate_series(1, 2) g") as reader:
+            with session.stream("SELECT g, pg_sleep(0.3)::text AS slept FROM generate_series(1, 2) g") as reader:
                 assert reader.read_all().num_rows == 2
-            time.sleep(0.3)
+            time.sleep(0.6)
             assert session.value("SELECT 1") == 1
     finally:
         database.run(f"ALTER ROLE {database.role} RESET {limit}")
@@ -40,7 +40,7 @@ def test_a_connection_that_falls_silent_amid_the_rows_is_given_up(database: Data
     begun = time.monotonic()
     with pytest.raises(SupabaseUnavailableError, match=r"said nothing for 0\.5 seconds"):
         read()
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60
 
     database.pooler.silent_after = None
     with transaction(supabase) as session:
@@ -50,7 +50,7 @@ def test_a_connection_that_falls_silent_amid_the_rows_is_given_up(database: Data
 def test_a_pooler_that_answers_nothing_any_more_is_given_up(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telematics_assets.microbatch.session._ASKING_SECONDS", 0.3)
+    monkeypatch.setattr("telematics_assets.microbatch.session._ASKING_SECONDS", 1.0)
     supabase = replace(database.supabase, silence_seconds=0.5)
     with connected(supabase, ()) as connection:
         with connection.transaction() as session:
@@ -61,7 +61,7 @@ def test_a_pooler_that_answers_nothing_any_more_is_given_up(
             # First on the open connection, then on a new one.
             with pytest.raises(SupabaseUnavailableError, match="said nothing"), connection.transaction():
                 pass
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 60
         database.pooler.silent_after = None
         with connection.transaction() as session:
             assert session.value("SELECT 1") == 1

@@ -39,7 +39,7 @@ from telematics_assets_tests.microbatch.test_stress import ROW_XID, Mirror, prep
 
 PASSWORD = "p@ss/w:rd ü%41"
 #: How long pgbouncer may take to listen, seconds.
-PATIENCE = 20.0
+PATIENCE = 120.0
 # It ends with the pipe that this process holds open, however the process ends.
 _UNTIL_EOF = '"$@" <&- & server=$!; cat > /dev/null; kill -9 $server'
 

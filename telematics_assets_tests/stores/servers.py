@@ -108,7 +108,7 @@ def _moto() -> int:
 
 def _put(url: str, headers: Mapping[str, str]) -> None:
     request = urllib.request.Request(url, method="PUT", headers={**headers, "Content-Length": "0"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status in (200, 201)
 
 

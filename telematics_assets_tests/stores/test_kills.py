@@ -140,7 +140,7 @@ def test_processes_killed_at_one_step_after_the_other_lose_and_double_nothing() 
     for wave, step in enumerate(STEPS):
         land(place, wave)
         with start(place, step, "1") as process:
-            process.communicate(timeout=120)
+            process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL or (step in FIRST_TIME and wave > STEPS.index(step))
     load(place)
     assert_exactly_once(place, 30 * len(STEPS))
@@ -159,7 +159,7 @@ def test_processes_that_load_at_the_same_time_lose_and_double_nothing(soak_facto
         processes = [start(place) for _ in range(3)]
         for process in processes:
             with process:
-                process.communicate(timeout=120)
+                process.communicate(timeout=300)
         assert [process.returncode for process in processes].count(0) >= 1
     load(place)
     assert_exactly_once(place, 30 * soak_factor)

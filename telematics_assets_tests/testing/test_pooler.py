@@ -62,7 +62,7 @@ def test_a_server_connection_is_its_clients_for_a_whole_transaction(
         assert not waiting.done()
         assert value(one, "SELECT 3") == 3
         one.execute("COMMIT")
-        assert waiting.result(10) == 2
+        assert waiting.result(300) == 2
 
 
 def test_what_a_client_sets_is_the_next_ones(single: TransactionPooler, postgres: LocalPostgres) -> None:
@@ -135,11 +135,19 @@ def test_a_copy_that_a_client_gives_up_leaves_nothing(single: TransactionPooler,
 
 def test_a_client_can_cancel_its_own_statement(database: Database, postgres: LocalPostgres) -> None:
     with connect(database.pooler, postgres) as one:
-        timer = threading.Timer(0.2, one.cancel_safe)
-        timer.start()
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            one.execute("SELECT pg_sleep(20)")
-        timer.join()
+        answered = threading.Event()
+
+        def cancel() -> None:
+            # What comes before the statement has begun cancels nothing.
+            while not answered.wait(0.2):
+                one.cancel_safe()
+
+        with ThreadPoolExecutor() as pool:
+            cancelling = pool.submit(cancel)
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                one.execute("SELECT pg_sleep(300)")
+            answered.set()
+            cancelling.result()
         assert value(one, "SELECT 1") == 1
 
 
@@ -202,9 +210,21 @@ def test_a_server_that_wants_more_than_a_password_is_told(tmp_path: Path) -> Non
             rules = tmp_path / "postgres" / "data" / "pg_hba.conf"
             rules.write_text("host all all 127.0.0.1/32 scram-sha-256\n")
             owner.execute("SELECT pg_reload_conf()")
-            owner.execute("SELECT pg_sleep(0.2)")
+        _wait_until_logins_take(server, "scram-sha-256")
         with pytest.raises(psycopg.OperationalError, match="must take logins by `password`"):
             connect(pooler, server)
+
+
+def _wait_until_logins_take(server: LocalPostgres, method: str) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            psycopg.connect(server.url(), require_auth=method).close()
+        except psycopg.OperationalError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        else:
+            return
 
 
 def test_a_pooler_may_take_plain_users(postgres: LocalPostgres) -> None:
@@ -268,15 +288,15 @@ def test_a_hanging_pooler_says_nothing_until_it_is_let_go(database: Database, po
         time.sleep(0.2)
         assert not waiting.done()
         database.pooler.hanging = False
-        waiting.result(10).close()
+        waiting.result(300).close()
 
 
 def test_what_is_no_protocol_at_all_is_sent_away(database: Database, postgres: LocalPostgres) -> None:
     for words in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\4", b"\xff" * 100, b""):
-        with socket.create_connection((database.pooler.host, database.pooler.port), 5) as stranger:
+        with socket.create_connection((database.pooler.host, database.pooler.port), 60) as stranger:
             stranger.sendall(words)
             stranger.shutdown(socket.SHUT_WR)
-            stranger.settimeout(5)
+            stranger.settimeout(60)
             while stranger.recv(1000):
                 pass
     with connect(database.pooler, postgres) as client:

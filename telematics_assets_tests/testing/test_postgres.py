@@ -24,7 +24,7 @@ from telematics_assets.errors import MissingExtraError, PostgresStartError
 from telematics_assets.testing import LocalPostgres
 from telematics_assets.testing.postgres import ordinary_user
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 _ROOT = os.geteuid() == 0
 _HOLD = """
 import sys, time
