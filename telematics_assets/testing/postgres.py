@@ -48,6 +48,8 @@ _END_SECONDS = 10.0
 _PORTS_TRIED = 5
 # A client that is too early does not mean that the server fails.
 _FAILED = re.compile("could not create any TCP/IP sockets|FATAL: (?! *the database system is)")
+# Sessions of a server that was killed end by themselves, each after what it does at that moment.
+_SESSIONS_LEFT = "pre-existing shared memory block"
 _LOG, _LOCK = "server.log", "lock"
 _PASSWORD = "superuser.password"
 
@@ -111,7 +113,7 @@ class LocalPostgres:
             self._initialize()
         for _ in range(_PORTS_TRIED if self._wanted_port is None else 1):
             self.port = self._wanted_port or _free_port()
-            if self._launch():
+            if self._launch_alone():
                 return self
             if "could not create any TCP/IP sockets" not in self._log_end():
                 break
@@ -196,6 +198,12 @@ class LocalPostgres:
             for path in paths:
                 for each in (path, *path.rglob("*")):
                     os.chown(each, owner, owner, follow_symlinks=False)
+
+    def _launch_alone(self) -> bool:
+        deadline = time.monotonic() + _START_SECONDS
+        while not (launched := self._launch()) and _SESSIONS_LEFT in self._log_end() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return launched
 
     def _launch(self) -> bool:
         data = self._folder / "data"

@@ -384,7 +384,7 @@ def test_a_trouble_of_the_readers_own_is_not_blamed_on_the_database(supabase: Su
 
 def test_a_transaction_that_somebody_lets_go_of_in_the_middle_ends_quickly(supabase: Supabase) -> None:
     def read() -> None:
-        query = "SELECT g, repeat('x', 1000) FROM generate_series(1, 20000000) g"
+        query = "SELECT generate_series(1, 1000000000), repeat('x', 1000)"
         with transaction(supabase) as session, session.stream(query) as reader:
             reader.read_next_batch()
             raise LookupError
@@ -392,7 +392,7 @@ def test_a_transaction_that_somebody_lets_go_of_in_the_middle_ends_quickly(supab
     begun = time.monotonic()
     with pytest.raises(LookupError):
         read()
-    assert time.monotonic() - begun < 10, "all 20 GB were read"
+    assert time.monotonic() - begun < 90, "all was read"
 
 
 @pytest.mark.parametrize("echo", ["{}", 'invalid percent-encoded token: "{}"', "postgresql://u:{}@h/d", "password={}"])

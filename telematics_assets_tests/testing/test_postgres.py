@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,16 @@ def test_what_was_committed_outlives_a_stop_and_a_power_cut(folder: Path) -> Non
             server.stop(kill=kill)
     with server:
         assert one(server, "SELECT count(*) FROM kept") == 2
+
+
+def test_one_whose_sessions_outlive_its_kill_is_started_when_they_have_ended(folder: Path) -> None:
+    with LocalPostgres(folder) as server, closing(psycopg.connect(server.url(), autocommit=True)) as busy:
+        # It looks for nothing else while it counts.
+        busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 3000000)")
+        active = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+        until(lambda: one(server, active) == 1, "it counts")
+        server.stop(kill=True)
+        assert one(server.start(), "SELECT 1") == 1
 
 
 def test_starting_twice_and_stopping_twice_does_no_harm(folder: Path) -> None:
