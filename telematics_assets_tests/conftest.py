@@ -7,6 +7,7 @@ Does not belong here: fixtures of one room (they stand in that room's folder).
 
 from __future__ import annotations
 
+import collections
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 #: How long the whole house is kept under kills by default, with `--soak` and without, seconds.
-SOAK_SECONDS, SHORT_SOAK_SECONDS = 600.0, 10.0
+SOAK_SECONDS, SHORT_SOAK_SECONDS = 600.0, 6.0
 #: How much longer loops over kills, races and random input run with `--soak`.
 SOAK_FACTOR = 20
 _OURS = ("TELEMATICS_", "DAGSTER_", "SUPABASE_", "PG")
@@ -44,9 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("soak"):
         return
-    for_soak = [item for item in items if item.get_closest_marker("soak")]
+    for_soak = {item for item in items if item.get_closest_marker("soak")}
+    alike = collections.defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        if item not in for_soak and item.get_closest_marker("sparingly"):
+            alike[item.nodeid.partition("[")[0]].append(item)
+    for number, group in enumerate(alike.values()):
+        for_soak.update(set(group) - {group[number % len(group)]})
     items[:] = [item for item in items if item not in for_soak]
-    config.hook.pytest_deselected(items=for_soak)
+    config.hook.pytest_deselected(items=list(for_soak))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -82,7 +82,14 @@ def test_dg_launches_a_load(prepared: Mapping[str, str], repository: Path) -> No
     assert table["rows"] > 0
 
 
-@pytest.mark.parametrize("command", ["dg dev --host {host} --port {port}", "dagster dev -h {host} -p {port}"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "dg dev --host {host} --port {port}",
+        # test_dev.py looks at what this one prints at its start.
+        pytest.param("dagster dev -h {host} -p {port}", marks=pytest.mark.soak),
+    ],
+)
 def test_the_ui_starts_without_a_warning_and_stops_when_it_is_told(
     command: str, repository: Path, tmp_path: Path
 ) -> None:

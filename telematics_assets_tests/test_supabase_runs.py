@@ -37,7 +37,7 @@ HASH_KEY = "kept-from-everybody-0123456789"
 
 
 class House:
-    """A code location that is configured by its environment, and Dagster's records on disk."""
+    """A code location that is configured by its environment, and Dagster's records."""
 
     def __init__(self, database: Database, home: Path, instance: dg.DagsterInstance) -> None:
         self.database = database
@@ -79,9 +79,7 @@ def house(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setenv("SUPABASE_SSLMODE", "disable")
     monkeypatch.setenv("SUPABASE_HASH_KEY", HASH_KEY)
-    records = tmp_path / "dagster"
-    records.mkdir()
-    with dg.DagsterInstance.local_temp(str(records)) as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         yield House(database, tmp_path / "lake", instance)
 
 

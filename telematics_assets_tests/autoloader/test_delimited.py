@@ -24,6 +24,7 @@ from telematics_assets.autoloader.codecs import LOOK_BYTES
 from telematics_assets.autoloader.delimited import csv_keys, is_complete_csv, read_csv
 from telematics_assets.autoloader.delimited_exact import MAX_FIELDS, Dialect, parse_record
 from telematics_assets.errors import UnreadableFileError
+from telematics_assets_tests.turns import examples
 
 FILE = "csv/a.csv"
 OWN = ("_corrupt_record", "_raw_record", "_rescued_data")
@@ -396,7 +397,7 @@ TIDY = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.one_of(MESSY, TIDY), DIALECTS, st.sampled_from([1, 2, 3, 7, 20, 1 << 20]))
 def test_columns_and_single_records_give_the_same_rows(content: bytes, dialect: Dialect, chunk_bytes: int) -> None:
     expected = []
@@ -415,7 +416,7 @@ def test_columns_and_single_records_give_the_same_rows(content: bytes, dialect: 
     assert found == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.one_of(MESSY, TIDY), DIALECTS)
 def test_every_byte_is_in_a_record_or_a_line_end(content: bytes, dialect: Dialect) -> None:
     records = [source for source, _ in by_one(content, dialect)]
@@ -430,7 +431,7 @@ def test_every_byte_is_in_a_record_or_a_line_end(content: bytes, dialect: Dialec
 FIELDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(st.lists(FIELDS, min_size=2, max_size=2), max_size=20),
     st.sampled_from(["\n", "\r\n"]),

@@ -17,6 +17,7 @@ from telematics_assets.autoloader.json_documents import elements
 from telematics_assets.autoloader.json_exact import MAX_DEPTH
 from telematics_assets.autoloader.json_lines import TAIL_BYTES, is_complete_json, json_keys, read_json
 from telematics_assets.errors import UnreadableFileError
+from telematics_assets_tests.turns import examples
 
 TARGET = pa.schema([(name, pa.string()) for name in ("a", "_corrupt_record", "_raw_record", "_rescued_data")])
 SPACE = b" \t\r\n"
@@ -232,14 +233,14 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(PIECES, max_size=40).map(b"".join), st.booleans(), st.sampled_from([1, 2, 5, 1 << 20]))
 def test_columns_and_single_bytes_give_the_same_elements(document: bytes, in_array: bool, chunk_bytes: int) -> None:
     document = b"[" * in_array + document
     assert split(document, chunk_bytes) == by_byte(document)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(PIECES, max_size=40).map(b"".join))
 def test_every_byte_is_in_an_element_or_around_one(document: bytes) -> None:
     left = document
@@ -257,7 +258,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.fixed_dictionaries({"a": JSON}), max_size=8), st.sampled_from([None, 2]), st.booleans())
 def test_what_another_writer_writes_is_read_as_it_was(
     rows: list[dict[str, Any]], indent: int | None, ascii: bool

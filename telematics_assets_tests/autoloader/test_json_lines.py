@@ -31,6 +31,7 @@ from telematics_assets.autoloader.json_lines import CHUNK_VALUES, TAIL_BYTES, is
 from telematics_assets.autoloader.json_shapes import learn
 from telematics_assets.errors import UnreadableFileError
 from telematics_assets_tests.fuzz.oracle import check_json_lines
+from telematics_assets_tests.turns import examples
 
 BOM = b"\xef\xbb\xbf"
 FILE = "json/a.json"
@@ -764,7 +765,7 @@ def test_a_row_is_what_a_strict_parser_says_to_the_last_byte(lines: list[bytes],
     check_json_lines(line_end.join(lines))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.binary(max_size=300)
     | st.lists(st.sampled_from([b"{", b"}", b'"', b"\n", b"\r", b",", b":", b"\\", b"a", b"1", b"\xff"])).map(b"".join)

@@ -26,6 +26,7 @@ from telematics_assets.autoloader.parquet import is_complete_parquet, parquet_sc
 from telematics_assets.autoloader.schema import reader_schema, resolve, table_schema
 from telematics_assets.catalog import TELEMATICS
 from telematics_assets.errors import FileChangedError, UnreadableFileError, VolumeUnavailableError
+from telematics_assets_tests.turns import examples
 
 FILE = "/Volumes/workspace/00_landing/telematics/parquet/a.parquet"
 RESCUED = "_rescued_data"
@@ -408,7 +409,7 @@ def _with_footer_counts(data: bytes, old: int, new: int) -> bytes:
     return data[: -8 - size] + bytes(footer) + data[-8:]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     at=st.integers(0, len(GOOD) - 1),
     bit=st.integers(0, 7),
@@ -524,7 +525,7 @@ def drifted(draw: st.DrawFn) -> tuple[pa.Table, pa.Schema]:
     return pa.table(columns), pa.schema([*fields, pa.field(RESCUED, pa.string())])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(drifted())
 def test_every_value_is_in_its_column_exactly_or_in_the_rescued_data(case: tuple[pa.Table, pa.Schema]) -> None:
     file, target = case

@@ -6,6 +6,7 @@ are (`platforms.py`, `replicas.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,21 @@ from telematics_assets_tests.conformance.platforms import (
 )
 from telematics_assets_tests.conformance.replicas import REPLICA_PLATFORMS, ReplicaPlatform
 from telematics_assets_tests.databases import Database
+from telematics_assets_tests.turns import SPARINGLY
 
 
-@pytest.fixture(params=PLATFORMS)
+def _spared(platforms: Iterable[str]) -> list[object]:
+    """The names; a short run takes one variation of each case in memory, and all of them where tables are files."""
+    return [pytest.param(name, marks=SPARINGLY if name == "memory" else ()) for name in platforms]
+
+
+@pytest.fixture(params=_spared(PLATFORMS))
 def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Platform:
     """Every engine."""
     return PLATFORMS[request.param](tmp_path)
 
 
-@pytest.fixture(params=CHECKPOINT_PLATFORMS)
+@pytest.fixture(params=_spared(CHECKPOINT_PLATFORMS))
 def checkpoint_platform(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointPlatform:
     """Engines that share our checkpoint."""
     return CHECKPOINT_PLATFORMS[request.param](tmp_path)
@@ -40,7 +47,7 @@ def delta_platform(request: pytest.FixtureRequest, tmp_path: Path) -> DeltaPlatf
     return DELTA_PLATFORMS[request.param](tmp_path)
 
 
-@pytest.fixture(params=REPLICA_PLATFORMS)
+@pytest.fixture(params=_spared(REPLICA_PLATFORMS))
 def replica_platform(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> ReplicaPlatform:
     """Every engine, beside a real database."""
     return REPLICA_PLATFORMS[request.param](tmp_path, database)

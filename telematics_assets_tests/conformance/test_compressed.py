@@ -12,6 +12,7 @@ import pytest
 from telematics_assets.catalog import FileStream
 from telematics_assets_tests.conformance.platforms import Platform
 from telematics_assets_tests.conformance.samples import csv_stream, json_stream
+from telematics_assets_tests.turns import SPARINGLY
 
 
 def zstd(data: bytes) -> bytes:
@@ -68,6 +69,7 @@ def test_a_packed_file_that_is_still_being_written_waits(platform: Platform, sha
     assert engine.ingest(stream).rows == 6
 
 
+@SPARINGLY
 def test_far_more_than_memory_should_hold_is_unpacked_piece_by_piece(platform: Platform) -> None:
     stream = json_stream("n")
     for name, pack in PACK.items():

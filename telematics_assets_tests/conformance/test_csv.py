@@ -8,6 +8,7 @@ import time
 
 from telematics_assets_tests.conformance.platforms import LOCATION, Platform
 from telematics_assets_tests.conformance.samples import csv_stream, lines
+from telematics_assets_tests.turns import SPARINGLY
 
 A = f"{LOCATION}/csv/a.csv"
 HOUR_NS = 3_600_000_000_000
@@ -168,6 +169,7 @@ def test_a_file_that_may_still_grow_waits_for_its_end(platform: Platform) -> Non
     assert [row["v"] for row in platform.rows(stream, "n", "v")] == ["2.53", "x\n", "2.5"]
 
 
+@SPARINGLY
 def test_a_large_file_keeps_every_record(platform: Platform) -> None:
     stream = csv_stream("n", raw_record_column="_raw_record")
     records = [f'{i},"{"x" * (i % 200)}\n, ""{i}""",{i}.50' for i in range(100_000)]

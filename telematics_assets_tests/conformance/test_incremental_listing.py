@@ -7,6 +7,7 @@ import time
 from telematics_assets.engines.base import IngestRequest
 from telematics_assets_tests.conformance.platforms import CheckpointPlatform, DeltaPlatform, Platform
 from telematics_assets_tests.conformance.samples import json_stream, lines
+from telematics_assets_tests.turns import SPARINGLY
 
 
 def land_days(platform: Platform) -> int:
@@ -49,6 +50,7 @@ def test_new_files_come_at_once_and_late_ones_when_the_folder_is_listed_whole(pl
     assert sorted(values) == sorted([*map(str, range(total)), "new", "late"])
 
 
+@SPARINGLY
 def test_a_late_file_waits_no_longer_than_the_backfill_interval(platform: Platform) -> None:
     stream = json_stream("n", use_incremental_listing=True, backfill_interval="2 seconds")
     total = land_days(platform)

@@ -7,6 +7,7 @@ import time
 
 from telematics_assets_tests.conformance.platforms import Platform
 from telematics_assets_tests.conformance.samples import json_stream
+from telematics_assets_tests.turns import SPARINGLY
 
 HOUR_NS = 3_600_000_000_000
 
@@ -58,6 +59,7 @@ def test_a_document_that_is_not_closed_waits(platform: Platform) -> None:
     assert engine.ingest(stream).rows == 2
 
 
+@SPARINGLY
 def test_a_large_array_of_changing_elements_keeps_every_one(platform: Platform) -> None:
     stream = json_stream("n", multi_line=True, raw_record_column="_raw_record")
     records = [json.dumps({"n": i, "text": "x" * 150, "at": [{"lat": i}]}, indent=1) for i in range(60_000)]

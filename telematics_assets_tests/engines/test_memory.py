@@ -85,7 +85,7 @@ def long_rows(path: Path) -> int:
         pytest.param("json", json_points, 20, id="json with raw records"),
         pytest.param("parquet", one_row_group, 12, id="parquet"),
         pytest.param("parquet", wide, 14, id="parquet with 300 columns", marks=pytest.mark.soak),
-        pytest.param("json", long_json, 5, id="json of long records"),
+        pytest.param("json", long_json, 5, id="json of long records", marks=pytest.mark.soak),
         pytest.param("parquet", long_rows, 4, id="long rows", marks=pytest.mark.soak),
     ],
 )

@@ -22,6 +22,7 @@ from telematics_assets.autoloader.loader import STEPS
 from telematics_assets.errors import TransientError
 from telematics_assets_tests.exactly_once import books
 from telematics_assets_tests.exactly_once.loader_process import LOCATION, engine_of, stream_of
+from telematics_assets_tests.turns import in_turn
 
 FORMATS = ("parquet", "json")
 #: Steps that only the first load of a stream passes; the rest is passed again and again.
@@ -86,9 +87,8 @@ def elsewhere(action: Callable[[], object]) -> None:
         pool.submit(action).result()
 
 
-@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("occurrence", [1, 2])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "format"), in_turn(STEPS, FORMATS))
 def test_a_load_that_dies_at_any_step_is_finished_by_the_next(
     tmp_path: Path, format: str, step: str, occurrence: int
 ) -> None:
@@ -104,8 +104,7 @@ def test_a_load_that_dies_at_any_step_is_finished_by_the_next(
     assert_exactly_once(tmp_path, format)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "format"), in_turn(STEPS, FORMATS[::-1]))
 def test_a_load_that_dies_at_the_same_step_twice_is_finished_by_the_next(
     tmp_path: Path, format: str, step: str
 ) -> None:
@@ -119,8 +118,7 @@ def test_a_load_that_dies_at_the_same_step_twice_is_finished_by_the_next(
     assert_exactly_once(tmp_path, format)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "format"), in_turn(STEPS, FORMATS))
 @pytest.mark.parametrize("began", [False, True])
 def test_another_loader_at_any_step_wins_and_this_one_stops_cleanly(
     tmp_path: Path, format: str, step: str, began: bool
@@ -212,8 +210,8 @@ def load_under_kills(
 def test_a_process_killed_at_one_step_after_the_other_loses_and_doubles_nothing(
     tmp_path: Path, format: str, soak_factor: int
 ) -> None:
-    # A process needs a second to begin: the formats share the steps, each of which both pass above without one.
-    steps = STEPS if soak_factor > 1 else STEPS[FORMATS.index(format) :: len(FORMATS)]
+    # A process needs a second to begin: the formats share some steps, each of which is passed above without one.
+    steps = STEPS if soak_factor > 1 else STEPS[FORMATS.index(format) :: 2 * len(FORMATS)]
     for wave, step in enumerate(steps):
         land(tmp_path, format, wave)
         with start(tmp_path, format, step, "1") as process:
@@ -227,7 +225,7 @@ def test_a_process_killed_at_one_step_after_the_other_loses_and_doubles_nothing(
 
 def test_processes_killed_at_random_moments_lose_and_double_nothing(tmp_path: Path, soak_factor: int) -> None:
     load_under_kills(
-        6 * soak_factor,
+        3 if soak_factor == 1 else 6 * soak_factor,
         lambda wave: land(tmp_path, "json", wave, rows=400),
         lambda: start(tmp_path, "json"),
     )

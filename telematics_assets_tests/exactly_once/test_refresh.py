@@ -32,6 +32,7 @@ from telematics_assets_tests.exactly_once.test_kills import (
     start,
     stop_at,
 )
+from telematics_assets_tests.turns import in_turn
 
 REFRESH = IngestRequest(full_refresh=True)
 #: Steps behind the commit: the refresh came to pass, though nobody published it.
@@ -56,8 +57,7 @@ def intents(home: Path, format: str) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-@pytest.mark.parametrize("format", ["parquet", "json"])
-@pytest.mark.parametrize("step", REFRESH_STEPS)
+@pytest.mark.parametrize(("step", "format"), in_turn(REFRESH_STEPS, ["parquet", "json"]))
 def test_a_refresh_that_dies_at_any_step_came_to_pass_or_never_was(tmp_path: Path, format: str, step: str) -> None:
     stream = stream_of(format)
     land(tmp_path, format, 0)
@@ -105,8 +105,7 @@ def test_a_refresh_that_dies_before_any_thing_it_publishes_is_ended_by_the_next_
     assert left >= 6
 
 
-@pytest.mark.parametrize("damage", ["metadata", "commits", "ledger"])
-@pytest.mark.parametrize("step", REFRESH_STEPS)
+@pytest.mark.parametrize(("step", "damage"), in_turn(REFRESH_STEPS, ["metadata", "commits", "ledger"]))
 def test_a_refresh_that_dies_while_it_cures_damage_can_be_made_again(tmp_path: Path, step: str, damage: str) -> None:
     stream = stream_of("json")
     for wave in range(4):
@@ -138,8 +137,7 @@ def test_a_refresh_at_any_step_of_a_load_wins_or_waits_its_turn(tmp_path: Path, 
     assert_exactly_once(tmp_path, "json")
 
 
-@pytest.mark.parametrize("step", REFRESH_STEPS)
-@pytest.mark.parametrize("other", [None, REFRESH])
+@pytest.mark.parametrize(("step", "other"), in_turn(REFRESH_STEPS, [None, REFRESH]))
 def test_another_at_any_step_of_a_refresh_dies_or_ends_and_nothing_is_doubled(
     tmp_path: Path, step: str, other: IngestRequest | None
 ) -> None:
@@ -159,10 +157,12 @@ def test_another_at_any_step_of_a_refresh_dies_or_ends_and_nothing_is_doubled(
         assert_exactly_once(tmp_path, "json")
 
 
-def test_a_process_killed_at_one_step_of_a_refresh_after_the_other_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_process_killed_at_one_step_of_a_refresh_after_the_other_loses_and_doubles_nothing(
+    tmp_path: Path, soak_factor: int
+) -> None:
     land(tmp_path, "json", 99)
     engine_of(tmp_path).ingest(stream_of("json"))
-    for wave, step in enumerate(REFRESH_STEPS):
+    for wave, step in enumerate(REFRESH_STEPS if soak_factor > 1 else REFRESH_STEPS[::2]):
         land(tmp_path, "json", wave)
         with start(tmp_path, "json", "--full-refresh", step, "1") as process:
             process.communicate(timeout=300)
@@ -179,7 +179,7 @@ def test_processes_that_load_and_refresh_and_are_killed_lose_and_double_nothing(
     moments = random.Random(11)
     land(tmp_path, "json", 99)
     engine_of(tmp_path).ingest(stream_of("json"))
-    for wave in range(3 * soak_factor):
+    for wave in range(2 if soak_factor == 1 else 3 * soak_factor):
         land(tmp_path, "json", wave, rows=100)
         processes = [start(tmp_path, "json", *arguments) for arguments in ([], ["--full-refresh"], ["--full-refresh"])]
         for process in processes:

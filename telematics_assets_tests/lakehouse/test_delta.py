@@ -38,6 +38,7 @@ from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse, DeltaLakeTable
 from telematics_assets.testing import MemoryLakehouse
 from telematics_assets_tests.stores import servers
+from telematics_assets_tests.turns import SPARINGLY
 
 NAME = TableName("workspace", "01_bronze", "points")
 MODIFIED = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, datetime.UTC)
@@ -60,7 +61,7 @@ LAKEHOUSES: dict[str, Callable[[Path], Lakehouse]] = {
 }
 
 
-@pytest.fixture(params=sorted(LAKEHOUSES))
+@pytest.fixture(params=["delta", "memory", *(pytest.param(name, marks=SPARINGLY) for name in servers.PLACES)])
 def lakehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Lakehouse:
     return LAKEHOUSES[request.param](tmp_path)
 

@@ -21,12 +21,9 @@ from telematics_assets_tests.databases import Database
 from telematics_assets_tests.exactly_once.test_kills import Killed, elsewhere, kill, stop_at
 from telematics_assets_tests.microbatch.business import replayed
 from telematics_assets_tests.microbatch.replicate_process import MODES, replicate, table_of
+from telematics_assets_tests.turns import in_turn
 
 AGAIN = tuple(step for step in STEPS if step != "table_created")
-#: What every mode shows at one moment, a short run shows at another only for a mode that merges and one that replaces.
-OFTEN = [
-    pytest.param(mode, marks=() if mode in ("row_xid", "snapshot") else pytest.mark.soak, id=mode) for mode in MODES
-]
 
 
 def change(database: Database, wave: int) -> None:
@@ -55,16 +52,14 @@ def assert_mirrored(home: Path, database: Database, mode: ReplicationMode) -> No
     assert replayed(folder, ("id", "name")) == rows
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "mode"), in_turn(STEPS, MODES))
 def test_a_snapshot_that_dies_at_any_step_is_finished_by_the_next(
     tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
 ) -> None:
     assert_finished_by_the_next(tmp_path, policies, mode, step, 1)
 
 
-@pytest.mark.parametrize("mode", OFTEN)
-@pytest.mark.parametrize("step", AGAIN)
+@pytest.mark.parametrize(("step", "mode"), in_turn(AGAIN, MODES[1:] + MODES[:1]))
 def test_a_snapshot_that_dies_when_it_comes_to_a_step_again_is_finished_by_the_next(
     tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
 ) -> None:
@@ -84,8 +79,7 @@ def assert_finished_by_the_next(
         assert_mirrored(home, policies, mode)
 
 
-@pytest.mark.parametrize("mode", OFTEN)
-@pytest.mark.parametrize("step", AGAIN)
+@pytest.mark.parametrize(("step", "mode"), in_turn(AGAIN, MODES))
 def test_a_batch_and_a_full_snapshot_that_die_at_any_step_are_finished_by_the_next(
     tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
 ) -> None:
@@ -101,16 +95,14 @@ def test_a_batch_and_a_full_snapshot_that_die_at_any_step_are_finished_by_the_ne
         assert_mirrored(tmp_path, policies, mode)
 
 
-@pytest.mark.parametrize("mode", OFTEN)
-@pytest.mark.parametrize("step", AGAIN)
+@pytest.mark.parametrize(("step", "mode"), in_turn(AGAIN, MODES[2:] + MODES[:2]))
 def test_another_replication_at_any_step_wins_and_this_one_stops_cleanly(
     tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
 ) -> None:
     assert_another_wins(tmp_path, policies, mode, step, began=True)
 
 
-@pytest.mark.parametrize("mode", OFTEN)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "mode"), in_turn(STEPS, MODES[3:] + MODES[:3]))
 def test_another_replication_at_any_step_of_a_first_snapshot_wins_and_this_one_stops_cleanly(
     tmp_path: Path, policies: Database, mode: ReplicationMode, step: str
 ) -> None:
@@ -136,7 +128,7 @@ def test_a_process_killed_at_one_step_after_the_other_loses_and_repeats_nothing(
     tmp_path: Path, policies: Database, soak_factor: int
 ) -> None:
     # A process needs a second to begin, and each of the steps is passed above without one.
-    for wave, step in enumerate(STEPS if soak_factor > 1 else STEPS[1::2]):
+    for wave, step in enumerate(STEPS if soak_factor > 1 else STEPS[1::3]):
         if wave:
             change(policies, wave)
         run = start(tmp_path, policies, "row_xid", step, "1")
@@ -151,7 +143,7 @@ def test_a_process_killed_at_one_step_after_the_other_loses_and_repeats_nothing(
 def test_processes_that_replicate_at_the_same_time_lose_and_repeat_nothing(
     tmp_path: Path, policies: Database, soak_factor: int
 ) -> None:
-    for wave in range(2 * soak_factor):
+    for wave in range(1 if soak_factor == 1 else 2 * soak_factor):
         change(policies, wave)
         runs = [start(tmp_path, policies, "row_xid") for _ in range(3)]
         for run in runs:

@@ -23,9 +23,9 @@ from telematics_assets.microbatch.connection import Supabase
 from telematics_assets_tests.databases import Database
 from telematics_assets_tests.microbatch.business import Business, books, replayed
 from telematics_assets_tests.microbatch.endless_process import items
-from telematics_assets_tests.microbatch.replicate_process import replicate
-from telematics_assets_tests.microbatch.test_kills import OFTEN
+from telematics_assets_tests.microbatch.replicate_process import MODES, replicate
 from telematics_assets_tests.microbatch.test_stress import prepare
+from telematics_assets_tests.turns import each_nth
 
 #: Replications that race for a table.
 RACERS = 2
@@ -33,7 +33,7 @@ RACERS = 2
 LONGEST = 1.0
 
 
-@pytest.mark.parametrize("mode", OFTEN)
+@pytest.mark.parametrize("mode", each_nth(MODES, len(MODES)))
 def test_replications_that_are_killed_at_any_moment_lose_and_repeat_nothing(
     tmp_path: Path, database: Database, mode: ReplicationMode, soak_factor: int
 ) -> None:
