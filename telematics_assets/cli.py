@@ -508,23 +508,8 @@ def replicate(
     """
     tables = [find_table(REPLICATED_TABLES, name) for name in dict.fromkeys(table or ())] or list(REPLICATED_TABLES)
     engine = _engine(load_settings())
-    # Asked once, before any table: of ten refused logins the database locks the user out.
-    status = engine.source_status()
-    if status.state != "unreachable":
-        # One that does not answer is tried again with the first table, for longer.
-        status.require()
-    reports, errors = [], []
-    for each in tables:
-        try:
-            with _progress_of(each.source) as listener:
-                reports.append(engine.replicate(each, ReplicateRequest(full=full, sweep=sweep), listener))
-        except TelematicsError as error:
-            _complain(error, each.source)
-            errors.append(error)
-            lost = isinstance(error, SupabaseError | SupabaseUnavailableError) and each is not tables[-1]
-            if lost and engine.source_status().state != "ready":
-                _note(f"the tables behind {each.source} were not tried.")
-                break
+    with engine.source_session():
+        reports, errors = _replicate_all(engine, tables, ReplicateRequest(full=full, sweep=sweep))
     for report in reports:
         _tell_of(report)
     _show([_replicated(report) for report in reports], as_json, "Replicated")
@@ -745,6 +730,30 @@ def _feed(
     _console().print("Next: telematics load")
     if report.abandoned:
         _note(f"{report.abandoned} files had not landed: the Volume did not answer.")
+
+
+def _replicate_all(
+    engine: Engine, tables: Sequence[ReplicatedTable], request: ReplicateRequest
+) -> tuple[list[ReplicateReport], list[TelematicsError]]:
+    # Asked once, before any table: of ten refused logins the database locks the user out.
+    status = engine.source_status()
+    if status.state != "unreachable":
+        # One that does not answer is tried again with the first table, for longer.
+        status.require()
+    reports: list[ReplicateReport] = []
+    errors: list[TelematicsError] = []
+    for each in tables:
+        try:
+            with _progress_of(each.source) as listener:
+                reports.append(engine.replicate(each, request, listener))
+        except TelematicsError as error:
+            _complain(error, each.source)
+            errors.append(error)
+            lost = isinstance(error, SupabaseError | SupabaseUnavailableError) and each is not tables[-1]
+            if lost and engine.source_status().state != "ready":
+                _note(f"the tables behind {each.source} were not tried.")
+                break
+    return reports, errors
 
 
 @contextmanager

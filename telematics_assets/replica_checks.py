@@ -278,7 +278,7 @@ def database_check(
     def undeclared_tables(
         context: dg.AssetCheckExecutionContext, engine: dg.ResourceParam[Engine]
     ) -> dg.AssetCheckResult:
-        with failures_for_dagster(context):
+        with failures_for_dagster(context), engine.source_session():
             if unasked := _not_asked(engine.source_status()):
                 return unasked
             found = [drift.source for drift in engine.source_drift(tables) if drift.kind == _UNDECLARED]

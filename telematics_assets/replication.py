@@ -198,8 +198,9 @@ def _attempt(instance: dg.DagsterInstance, work: Work, what: str, max_run_second
 
 
 def _positions(engine: Engine, tables: Sequence[ReplicatedTable]) -> Sequence[SourcePosition] | SourceStatus:
-    status = engine.source_status()
-    return engine.source_positions(tables) if status.state == "ready" else status
+    with engine.source_session():
+        status = engine.source_status()
+        return engine.source_positions(tables) if status.state == "ready" else status
 
 
 def _check_keys(tables: Sequence[ReplicatedTable]) -> dict[dg.AssetCheckKey, bool]:

@@ -53,9 +53,13 @@ def document(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def test_all_declared_tables_are_replicated_and_listed(telematics: Telematics, insurer: Connection) -> None:
+def test_all_declared_tables_are_replicated_and_listed(
+    telematics: Telematics, insurer: Connection, database: Database
+) -> None:
+    pooler = database.pooler
     answer = telematics("replicate", "--json")
     assert answer.exit_code == 0
+    for_all = pooler.logins
     listed = document(answer)
     assert [list(each) for each in listed] == [KEYS] * len(REPLICATED_TABLES)
     policies = next(each for each in listed if each["table"].endswith("supabase_policies"))
@@ -66,8 +70,10 @@ def test_all_declared_tables_are_replicated_and_listed(telematics: Telematics, i
     change(insurer)
     again = document(telematics("replicate", "--json"))
     assert sum(each["inserted"] + each["updated"] + each["deleted"] for each in again) > 0
+    pooler.logins = 0
     shown = telematics("replicate", "policies")
     assert shown.exit_code == 0
+    assert for_all == pooler.logins, "one connection for all tables"
     assert "workspace.01_bronze.supabase_policies" in shown.stdout
 
     tables = {each["table"]: each["rows"] for each in document(telematics("tables", "--json"))}

@@ -95,8 +95,12 @@ def failed(result: dg.ExecuteInProcessResult) -> dict[str, str]:
 
 
 def test_the_whole_way_from_the_database_to_green_checks(house: House, capfd: pytest.CaptureFixture[str]) -> None:
+    pooler = house.database.pooler
+    assert house.tick() == "1 runs"
+    once, pooler.logins = pooler.logins, 0
     result = house.replicate()
     assert result.success
+    assert pooler.logins == 2 * once, "one for the tables and their checks, one for the check of the database"
     assert not failed(result)
     assert len(result.get_asset_check_evaluations()) == 7 + 6 + 1
     first = metadata(result, POLICIES)

@@ -96,7 +96,7 @@ def source_assets(tables: Sequence[ReplicatedTable]) -> dg.AssetsDefinition:
 
     def observe(context: dg.AssetExecutionContext, engine: dg.ResourceParam[Engine]) -> Iterator[dg.ObserveResult]:
         asked = [table for key, table in by_key.items() if key in context.selected_asset_keys]
-        with failures_for_dagster(context):
+        with failures_for_dagster(context), engine.source_session():
             status = engine.source_status()
             if _is_left_alone(context, status, {DATABASE_KEY, *by_key}):
                 return
@@ -160,7 +160,8 @@ def replica_assets(
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         run_id = context.run.run_id
         context.instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {process_identity()}"})
-        with failures_for_dagster(context):
+        # One login for the whole run.
+        with failures_for_dagster(context), engine.source_session():
             yield from _replicated(context, config, engine, by_key)
 
     return replicate

@@ -8,6 +8,7 @@ Does not belong here: any engine, Dagster.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
@@ -745,6 +746,14 @@ class Engine(Protocol):
             CheckpointError: As `ingest` does.
             TableError: As `ingest` does.
             TransientError: Something did not answer; what was done before is done.
+        """
+        ...
+
+    def source_session(self) -> AbstractContextManager[None]:
+        """A block in which this thread asks the source through one connection, instead of one for each question.
+
+        The first question opens it; lost, it is opened anew by the next one. Within another such block it is that
+        block's.
         """
         ...
 

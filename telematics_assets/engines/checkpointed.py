@@ -68,6 +68,7 @@ from telematics_assets.volumes.local import LocalVolume
 
 if TYPE_CHECKING:
     from telematics_assets.microbatch.replicate import Replicator
+    from telematics_assets.microbatch.session import Connection
 
 #: Data columns with statistics in the log, as many as Delta's own default: with all, 1,200 columns took 25 s to open.
 STATISTICS_COLUMNS = 32
@@ -133,6 +134,7 @@ class CheckpointEngine(ABC):
         self._supabase_problem = supabase_problem
         self._hash_key = hash_key
         self._loaders: dict[str, tuple[FileStream, StreamLoader]] = {}
+        self._sessions = _Sessions()
         self._lock = threading.Lock()
 
     @property
@@ -233,11 +235,9 @@ class CheckpointEngine(ABC):
 
     @contextmanager
     def _replicator(self, table: ReplicatedTable) -> Iterator[Replicator]:
-        supabase = self._source()
-        from telematics_assets.microbatch.replicate import Replicator
-        from telematics_assets.microbatch.session import connected
+        with self._asked() as connection:
+            from telematics_assets.microbatch.replicate import Replicator
 
-        with connected(supabase) as connection:
             yield Replicator(
                 table,
                 self._names.bronze(table.target),
@@ -247,44 +247,69 @@ class CheckpointEngine(ABC):
                 on_step=self._on_step,
             )
 
+    @contextmanager
+    def source_session(self) -> Iterator[None]:
+        """See `Engine.source_session`."""
+        sessions = self._sessions
+        if sessions.held:
+            yield
+            return
+        sessions.held = True
+        try:
+            yield
+        finally:
+            connection, sessions.held, sessions.connection = sessions.connection, False, None
+            if connection is not None:
+                connection.close()
+
+    @contextmanager
+    def _asked(self) -> Iterator[Connection]:
+        supabase = self._source()
+        from telematics_assets.microbatch.session import Connection
+
+        with self.source_session():
+            self._sessions.connection = self._sessions.connection or Connection(supabase)
+            yield self._sessions.connection
+
     def source_status(self) -> SourceStatus:
         """See `Engine.source_status`."""
         if self._supabase is None and self._supabase_problem is None:
             return SourceStatus("not configured", f"No Supabase database is configured. {NOT_CONFIGURED}")
         try:
-            supabase = self._source()
+            with self._asked() as connection:
+                from telematics_assets.microbatch.questions import status
+
+                return status(connection)
         except (SettingsError, MissingExtraError) as error:
             return SourceStatus("refused", str(error))
-        from telematics_assets.microbatch.questions import status
-
-        return status(supabase)
 
     def source_positions(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourcePosition]:
         """See `Engine.source_positions`."""
-        supabase = self._source()
-        from telematics_assets.microbatch.questions import positions
+        with self._asked() as connection:
+            from telematics_assets.microbatch.questions import positions
 
-        return positions(supabase, tables, lambda table: self._lakehouse.open(self._names.bronze(table.target)))
+            return positions(connection, tables, lambda table: self._lakehouse.open(self._names.bronze(table.target)))
 
     def source_drift(self, tables: Sequence[ReplicatedTable]) -> Sequence[SourceDrift]:
         """See `Engine.source_drift`."""
-        supabase = self._source()
-        from telematics_assets.microbatch.questions import drifts
+        with self._asked() as connection:
+            from telematics_assets.microbatch.questions import drifts
 
-        return drifts(
-            supabase, tables, lambda table: self._lakehouse.open(self._names.bronze(table.target)), self._hash_key
-        )
+            return drifts(
+                connection, tables, lambda table: self._lakehouse.open(self._names.bronze(table.target)), self._hash_key
+            )
 
     def repeated_keys(self, table: ReplicatedTable) -> RepeatedKeys | None:
         """See `Engine.repeated_keys`."""
         bronze = self._lakehouse.open(self._names.bronze(table.target))
         if bronze is None:
             return None
-        supabase = self._source()
         from telematics_assets.lakehouse.repeated import repeated
-        from telematics_assets.microbatch.questions import key_columns
 
-        key = key_columns(supabase, table, self._hash_key)
+        with self._asked() as connection:
+            from telematics_assets.microbatch.questions import key_columns
+
+            key = key_columns(connection, table, self._hash_key)
         keys, examples = repeated(bronze, key)
         return RepeatedKeys(key, bronze.count(), keys, examples)
 
@@ -348,6 +373,13 @@ class CheckpointEngine(ABC):
     @abstractmethod
     def _writer(self) -> BatchWriter:
         """How this engine writes the rows of a plan's files."""
+
+
+class _Sessions(threading.local):
+    """Of each thread: whether it keeps a connection to the source, and which, once something was asked."""
+
+    held = False
+    connection: Connection | None = None
 
 
 def create_table(

@@ -3,7 +3,7 @@
 Belongs here: questions of one transaction each that a schedule, a sensor or a check asks.
 Does not belong here: batches, what `telematics doctor` says (`doctor.py`), Dagster.
 
-Nothing is tried again here: whoever asks comes back by himself.
+Nothing is tried again here, but for a connection that was lost while it waited: whoever asks comes back by himself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from telematics_assets.errors import (
     SupabaseUnavailableError,
 )
 from telematics_assets.lakehouse.base import Table
-from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.microbatch.deletes import key_plans
 from telematics_assets.microbatch.discover import drift, find_tables
 from telematics_assets.microbatch.drift import columns_of
 from telematics_assets.microbatch.drift import drift as column_drift
 from telematics_assets.microbatch.position import identity_of, last_note, standing
-from telematics_assets.microbatch.session import Session, transaction
+from telematics_assets.microbatch.session import Connection, Session
 from telematics_assets.microbatch.source import checked_key, database_identity, describe, literal, quoted
 from telematics_assets.microbatch.sql import SCHEMA
 from telematics_assets.microbatch.types import plan_columns
@@ -43,29 +42,29 @@ _OF_TOMBSTONES = f"""(
 )"""
 
 
-def status(supabase: Supabase) -> SourceStatus:
+def status(connection: Connection) -> SourceStatus:
     """Whether the database answers.
 
     Args:
-        supabase: The database.
+        connection: The way to the database.
     """
     try:
-        with transaction(supabase, pauses=()) as session:
+        with connection.transaction(pauses=()) as session:
             version = session.value("SELECT current_setting('server_version')")
     except SupabaseError as error:
         return SourceStatus("refused", str(error))
     except SupabaseUnavailableError as error:
         return SourceStatus("unreachable", str(error))
-    return SourceStatus("ready", f"PostgreSQL {version} answers at {supabase.place}.")
+    return SourceStatus("ready", f"PostgreSQL {version} answers at {connection.place}.")
 
 
 def positions(
-    supabase: Supabase, tables: Sequence[ReplicatedTable], opened: Callable[[ReplicatedTable], Table | None]
+    connection: Connection, tables: Sequence[ReplicatedTable], opened: Callable[[ReplicatedTable], Table | None]
 ) -> Sequence[SourcePosition]:
     """How far the sources of tables of mode `row_xid` are ahead, in one query.
 
     Args:
-        supabase: The database.
+        connection: The way to the database.
         tables: The tables.
         opened: Opens a bronze table; None if there is none yet.
 
@@ -75,7 +74,7 @@ def positions(
     """
     if not tables:
         return ()
-    with transaction(supabase, pauses=()) as session:
+    with connection.transaction(pauses=()) as session:
         found = {row["source"]: row for row in session.rows(" UNION ALL ".join(map(_highest, tables)))}
         database = database_identity(session)
     answer = []
@@ -88,11 +87,11 @@ def positions(
     return answer
 
 
-def key_columns(supabase: Supabase, table: ReplicatedTable, hash_key: str | None) -> tuple[str, ...]:
+def key_columns(connection: Connection, table: ReplicatedTable, hash_key: str | None) -> tuple[str, ...]:
     """The columns of a bronze table that identify a row.
 
     Args:
-        supabase: The database, which knows the primary key.
+        connection: The way to the database, which knows the primary key.
         table: The table.
         hash_key: The key of hashed columns.
 
@@ -101,7 +100,7 @@ def key_columns(supabase: Supabase, table: ReplicatedTable, hash_key: str | None
         SupabaseError: If the database refuses for good.
         SupabaseUnavailableError: If it does not answer.
     """
-    with transaction(supabase, pauses=()) as session:
+    with connection.transaction(pauses=()) as session:
         source = describe(session, table.source)
     key = checked_key(source, table.key)
     plans = plan_columns(source, table.exclude, table.hash, hash_key, key)
@@ -109,7 +108,7 @@ def key_columns(supabase: Supabase, table: ReplicatedTable, hash_key: str | None
 
 
 def drifts(
-    supabase: Supabase,
+    connection: Connection,
     tables: Sequence[ReplicatedTable],
     opened: Callable[[ReplicatedTable], Table | None],
     hash_key: str | None,
@@ -117,7 +116,7 @@ def drifts(
     """Where the database has drifted apart from the declarations, and from what was replicated last.
 
     Args:
-        supabase: The database.
+        connection: The way to the database.
         tables: The declared tables.
         opened: Opens a bronze table; None if there is none yet.
         hash_key: The key of hashed columns.
@@ -126,7 +125,7 @@ def drifts(
         SupabaseError: If it refuses for good.
         SupabaseUnavailableError: If it does not answer.
     """
-    with transaction(supabase, pauses=()) as session:
+    with connection.transaction(pauses=()) as session:
         found = find_tables(session)
         readable = {table.source for table in found if table.readable}
         altered = [

@@ -152,10 +152,19 @@ class Connection:
         self._version = 0
         self._watch = watch or Watch(supabase.port, supabase.silence_seconds, lambda: _is_at_it(supabase))
 
+    @property
+    def place(self) -> str:
+        """Host and port."""
+        return self._supabase.place
+
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """One `REPEATABLE READ READ ONLY` transaction; see `transaction` for what it raises."""
-        session = retried(self._begun, self._pauses)
+    def transaction(self, pauses: Sequence[float] | None = None) -> Iterator[Session]:
+        """One `REPEATABLE READ READ ONLY` transaction; see `transaction` for what it raises.
+
+        Args:
+            pauses: How long to wait before another try this time, seconds.
+        """
+        session = retried(self._begun, self._pauses if pauses is None else pauses)
         try:
             yield session
             if session.cut_short:
@@ -178,7 +187,8 @@ class Connection:
                 connection.close()
 
     def _begun(self) -> Session:
-        if self._connection is None:
+        waited = self._connection is not None
+        if not waited:
             with _explained(self._supabase, self._watch, self._watch.opening()):
                 # With autocommit the driver sends no BEGIN of its own.
                 self._connection = postgresql.connect(self._supabase.uri(), autocommit=True)
@@ -186,8 +196,11 @@ class Connection:
         session = Session(self._connection, self._supabase, self._watch)
         try:
             session.run(_BEGIN if self._version < _VERSION_17 else _BEGIN_17)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if waited and isinstance(error, SupabaseUnavailableError):
+                # It may have been lost long ago, while nothing was asked: only a new one tells whether anybody answers.
+                return self._begun()
             raise
         return session
 

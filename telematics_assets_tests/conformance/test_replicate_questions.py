@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from telematics_assets.catalog import ReplicatedTable
 from telematics_assets.engines.base import SourceDrift
-from telematics_assets.errors import TableNotOursError
+from telematics_assets.errors import TableNotOursError, TelematicsError
 from telematics_assets_tests.conformance.replicas import ReplicaPlatform
 
 POLICIES = ReplicatedTable("public.policies")
@@ -31,6 +32,60 @@ def pending(insurer: ReplicaPlatform) -> list[str]:
 
 def test_a_source_that_answers_is_ready(insurer: ReplicaPlatform) -> None:
     assert insurer.engine.source_status().state == "ready"
+
+
+def test_a_session_is_one_connection_for_all_questions(insurer: ReplicaPlatform) -> None:
+    engine, pooler = insurer.engine, insurer.database.pooler
+    with engine.source_session():
+        assert pooler.logins == 0, "nothing was asked yet"
+        assert engine.source_status().state == "ready"
+        # The driver logs in more than once for a connection.
+        once = pooler.logins
+        for table in (POLICIES, CLAIMS):
+            # Whoever is called in between may open one as well.
+            with engine.source_session():
+                insurer.replicate(table)
+            assert not engine.reconcile(table).missing
+            assert engine.repeated_keys(table) is not None
+        assert not engine.source_drift([POLICIES, CLAIMS])
+        assert pending(insurer) == []
+    assert pooler.logins == once
+    insurer.replicate(POLICIES)
+    assert pooler.logins == 2 * once
+
+
+def test_a_connection_that_is_lost_between_two_tables_is_opened_anew(insurer: ReplicaPlatform) -> None:
+    engine, pooler = insurer.engine, insurer.database.pooler
+    with engine.source_session():
+        insurer.replicate(POLICIES)
+        pooler.restart()
+        insurer.replicate(CLAIMS)
+        pooler.restart()
+        # Asked once only: what was lost long ago does not mean that nobody answers.
+        assert engine.source_status().state == "ready"
+        pooler.stop()
+        assert engine.source_status().state == "unreachable"
+        pooler.start()
+        assert engine.source_status().state == "ready"
+    insurer.assert_mirrored(CLAIMS, "id", "name")
+
+
+def test_a_table_that_fails_leaves_the_next_one_a_sound_connection(insurer: ReplicaPlatform) -> None:
+    insurer.run("DROP TRIGGER zz_telematics_position ON public.policies", "ALTER TABLE policies DROP COLUMN row_xid")
+    with insurer.engine.source_session():
+        with pytest.raises(TelematicsError):
+            insurer.replicate(POLICIES)
+        insurer.replicate(CLAIMS)
+    insurer.assert_mirrored(CLAIMS, "id", "name")
+
+
+def test_threads_do_not_share_a_session(insurer: ReplicaPlatform) -> None:
+    with insurer.engine.source_session(), ThreadPoolExecutor(2) as threads:
+        insurer.replicate(POLICIES)
+        once = insurer.database.pooler.logins
+        asked = [threads.submit(insurer.engine.source_status) for _ in range(4)]
+        assert {each.result().state for each in asked} == {"ready"}
+    assert insurer.database.pooler.logins == 5 * once
 
 
 def test_positions_tell_which_tables_moved_on(insurer: ReplicaPlatform) -> None:
