@@ -152,12 +152,12 @@ class MemoryTable:
         names = rows.schema.names
         schema = pa.schema([*self.schema, *(field for field in rows.schema if field.name not in self.schema.names)])
         compared = [name for name in names if name not in unseen]
-        there = {tuple(row[name] for name in key): row for row in self._rows().to_pylist()}
-        taken = [tuple(row.values()) for row in gone.select(list(key)).to_pylist()]
+        there = {_identity(row, key): row for row in self._rows().to_pylist()}
+        taken = [_identity(row, key) for row in gone.to_pylist()]
         deleted = sum(there.pop(each, None) is not None for each in taken)
         inserted = updated = 0
         for row in rows.to_pylist():
-            identity = tuple(row[name] for name in key)
+            identity = _identity(row, key)
             old = there.get(identity)
             # As text, so that NaN is NaN and 0.0 is not -0.0.
             if old is not None and repr([old.get(name) for name in compared]) == repr([row[n] for n in compared]):
@@ -442,6 +442,11 @@ def json_bytes(records: Iterable[Mapping[str, Any] | str | bytes], *, compressed
     lines = [r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r)).encode() for r in records]
     data = b"".join(line + b"\n" for line in lines)
     return gzip.compress(data, mtime=0) if compressed else data
+
+
+def _identity(row: Mapping[str, Any], key: Sequence[str]) -> tuple[Any, ...]:
+    # In Python no NaN equals another one; in tables, as in PostgreSQL, all are one key.
+    return tuple("NaN" if row[name] != row[name] else row[name] for name in key)
 
 
 def _narrowed(schema: pa.Schema, part: pa.Table) -> pa.Schema:

@@ -17,6 +17,8 @@ from telematics_assets_tests.conformance.replicas import ReplicaPlatform
         ("citext", ("'Aa'", "'b'", "'C'"), "'c'"),
         ("hstore", ("'a=>1'", "'b=>1'", "'c=>1'"), "'d=>1'"),
         ("float8", ("'Infinity'", "1e-300", "0.0"), "'-0.0'"),
+        ("float8", ("'NaN'", "1.5", "2.5"), "'-Infinity'"),
+        ("float8", ("0.5", "'NaN'", "2.5"), "'Infinity'"),
         ("jsonb", ("'{\"a\": 1}'", "'[1.10]'", "'null'"), "'1e2'"),
         ("text", ("'a '", "'a'", "''"), "E'\\t'"),
     ],
