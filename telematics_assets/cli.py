@@ -20,7 +20,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import date, datetime
@@ -667,7 +667,7 @@ def supabase_sql(
         raise OptionError("--bigint is for new columns; with --undo there are none.")
     found = _found_tables(load_settings())
     there = {each.source for each in found}
-    declared = [_declared_or_new(name) for name in dict.fromkeys(table or ())] or [
+    declared = [_declared_or_new(name, there) for name in dict.fromkeys(table or ())] or [
         each for each in REPLICATED_TABLES if not undo or each.source in there
     ]
     setups = [table_setup(each, found) for each in declared]
@@ -795,20 +795,29 @@ def _found_tables(settings: Settings) -> Sequence[FoundTable]:
         return find_tables(session)
 
 
-def _declared_or_new(name: str) -> ReplicatedTable:
+def _declared_or_new(name: str, there: Container[str]) -> ReplicatedTable:
     """The declared table of that name; a table of the user's own, which the SQL is for before it is declared."""
     try:
         return find_table(REPLICATED_TABLES, name)
     except UnknownNameError:
         if "." not in name:
             raise
-        return ReplicatedTable(name)
+    table = ReplicatedTable(name)
+    if name not in there:
+        raise UnknownNameError(
+            f"There is no table {name} in the database. `telematics supabase discover` lists those there are."
+        )
+    return table
 
 
 def _stream_or_table(name: str) -> FileStream | ReplicatedTable:
     with suppress(UnknownNameError):
         return find_table(REPLICATED_TABLES, name)
-    return find_stream(FILE_STREAMS, name)
+    try:
+        return find_stream(FILE_STREAMS, name)
+    except UnknownNameError as error:
+        tables = ", ".join(table.source for table in REPLICATED_TABLES)
+        raise UnknownNameError(f"{error} Replicated tables: {tables}.") from None
 
 
 def _is_there(engine: Engine, table: ReplicatedTable) -> bool:

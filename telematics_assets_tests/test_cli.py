@@ -428,6 +428,7 @@ def test_without_matplotlib_doctor_says_how_to_get_it(telematics: Telematics, mo
         (("load", "telematix"), {}, "Streams: telematics, telematics_test"),
         (("files", "telematix"), {}, "Streams: telematics, telematics_test"),
         (("files", "telematics", "--state", "LOST"), {}, ", ".join(FILE_STATES)),
+        (("maintain", "telematix"), {}, "Streams: telematics, telematics_test. Replicated tables: public.customers"),
         (("stage", "/nowhere", "--stream", "telematics"), {}, "There is no file or folder '/nowhere'"),
         (("show", "telematics"), {}, "There is no table workspace.01_bronze.telematics"),
         (("show", "a.b"), {}, "'a.b' is not a full table name"),

@@ -89,7 +89,10 @@ def test_without_names_the_sql_is_for_all_declared_tables(
     ("arguments", "said", "code"),
     [
         (("sql", "orders"), "no replicated table", 2),
-        (("sql", "public.orders"), "no table public.orders", 1),
+        (("sql", "public.orders"), "no table public.orders", 2),
+        (("sql", "--undo", "public.orders"), "no table public.orders", 2),
+        (("sql", "public.policies"), "no table public.policies", 1),
+        (("sql", "a.b.c"), "source='a.b.c' is not accepted", 2),
         (("sql", "--undo", "--bigint"), "--bigint", 2),
     ],
 )
