@@ -30,6 +30,9 @@ LAG_LIMIT_MINUTES = 60.0
 #: Age of an open transaction after which it counts as blocking: every writer holds the cut for a moment.
 BLOCKER_LIMIT_SECONDS = 300.0
 
+#: Hours between two answers of the check that looks for tables which nobody declared, where the schedule asks.
+DATABASE_CHECK_HOURS = 24.0
+
 _UNDECLARED = "undeclared"
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -252,10 +255,26 @@ def replica_check_specs(table: ReplicatedTable, key: dg.AssetKey) -> Sequence[dg
         key: Its asset key.
     """
     return [
-        dg.AssetCheckSpec(name, asset=key, description=check.description, blocking=check.blocking)
+        dg.AssetCheckSpec(name, asset=key, description=_described(check, table), blocking=check.blocking)
         for name, check in REPLICA_CHECKS.items()
         if table.contract.columns or name != "contract"
     ]
+
+
+def _described(check: ReplicaCheck, table: ReplicatedTable) -> str:
+    return f"{check.description} {not_each_time(table.sweep_hours)}" if check.costly else check.description
+
+
+def not_each_time(hours: float) -> str:
+    """What the UI says of a costly question, which it shows as not evaluated after most runs.
+
+    Args:
+        hours: Age of its last answer at which the schedule asks it again.
+    """
+    return (
+        f"The schedule asks this when its last answer is {hours:g} hours old, a run that somebody starts at once. In "
+        "between it is not evaluated for the newest materialization; the execution history has the last answer."
+    )
 
 
 def database_check(
@@ -272,7 +291,7 @@ def database_check(
     @dg.asset_check(
         asset=key,
         name="undeclared_tables",
-        description="Every table of the database is declared.",
+        description=f"Every table of the database is declared. {not_each_time(DATABASE_CHECK_HOURS)}",
         retry_policy=retry_policy,
     )
     def undeclared_tables(

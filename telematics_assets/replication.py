@@ -21,7 +21,7 @@ from telematics_assets.assets.supabase import DATABASE_KEY, STEP, replica_key
 from telematics_assets.catalog import ReplicatedTable
 from telematics_assets.engines.base import Engine, SourcePosition, SourceStatus
 from telematics_assets.errors import TelematicsError
-from telematics_assets.replica_checks import REPLICA_CHECKS
+from telematics_assets.replica_checks import DATABASE_CHECK_HOURS, REPLICA_CHECKS
 from telematics_assets.runs import (
     ATTEMPT_TAG,
     FINGERPRINT_TAG,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 JOB_NAME = "replicate"
 SOURCE_TAG = "telematics/source"
 
-#: Hours between two answers of the check that looks for tables which nobody declared.
-DATABASE_CHECK_HOURS = 24.0
 #: Pause before a run is started again for what the last one left, seconds.
 _PAUSE_SECONDS = 30
 
@@ -85,7 +83,8 @@ def replication_schedule(
         job_name=JOB_NAME,
         cron_schedule=_cron(minutes),
         execution_timezone="UTC",
-        description="Replicates all tables of the Supabase database in one run; says why if it doesn't.",
+        description="Replicates all tables of the Supabase database in one run; says why if it doesn't. The run asks "
+        "the cheap checks, and the costly ones when they are due: their descriptions say when.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
     def schedule(

@@ -459,6 +459,7 @@ class _Daemon:
         self, cause: dg.SensorDefinition | dg.ScheduleDefinition, request: dg.RunRequest, run_id: str
     ) -> dg.ExecuteInProcessResult:
         """Execute what a sensor or a schedule asked for."""
+        # All checks, also those that a schedule would not ask for each time: a demo shows that they hold after changes.
         job = self._definitions.get_job_def(_job_name(cause, request))
         return job.execute_in_process(
             instance=self.instance,
