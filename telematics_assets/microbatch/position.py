@@ -43,6 +43,7 @@ class Standing:
         swept_to: Position when keys were last compared.
         columns: Fingerprint of the source's columns.
         complete: 1 once the snapshot is whole.
+        partitions: Fingerprint of the source's partitions when keys were last compared.
         version: The table version that this was committed as.
     """
 
@@ -56,6 +57,7 @@ class Standing:
     swept_to: int
     columns: int
     complete: int
+    partitions: int = 0
     version: int = -1
 
     @property
@@ -69,7 +71,7 @@ class Standing:
         return {_GENERATION: self.generation, self.app_id: self.position, **rest}
 
 
-_PARTS = ("start", "started_us", "clock_us", "swept_us", "swept_to", "columns", "complete", "version")
+_PARTS = ("start", "started_us", "clock_us", "swept_us", "swept_to", "columns", "complete", "partitions", "version")
 
 
 def identity_of(database: str, oid: int, mode: str) -> str:

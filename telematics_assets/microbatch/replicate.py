@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 
 import pyarrow as pa
@@ -74,7 +75,14 @@ from telematics_assets.microbatch.position import (
 )
 from telematics_assets.microbatch.session import Connection, Session
 from telematics_assets.microbatch.snapshot import next_piece
-from telematics_assets.microbatch.source import SourceTable, checked_key, database_identity, describe, quoted
+from telematics_assets.microbatch.source import (
+    SourceTable,
+    checked_key,
+    database_identity,
+    describe,
+    partitions,
+    quoted,
+)
 from telematics_assets.microbatch.sql import SCHEMA
 from telematics_assets.microbatch.types import ColumnPlan, bronze_name, plan_columns
 
@@ -136,6 +144,10 @@ class _Batch:
     @property
     def key_plans(self) -> tuple[ColumnPlan, ...]:
         return key_plans(self.columns.plans, self.key)
+
+    @cached_property
+    def partitions(self) -> int:
+        return partitions(self.session, self.source)
 
 
 @dataclass(frozen=True)
@@ -478,7 +490,7 @@ class Replicator:
             columns=batch.columns.fingerprint,
         )
         if sweep:
-            after = replace(after, swept_us=batch.cut.clock_us, swept_to=end)
+            after = replace(after, swept_us=batch.cut.clock_us, swept_to=end, partitions=batch.partitions)
         must = sweep or columns_changed or stale
         rows: Iterable[pa.RecordBatch] = ()
         gone: Iterable[pa.RecordBatch] = ()
@@ -542,6 +554,7 @@ class Replicator:
                 swept_to=end,
                 columns=batch.columns.fingerprint,
                 complete=0,
+                partitions=batch.partitions,
             )
         else:
             stands = batch.stands
@@ -820,7 +833,7 @@ class Replicator:
     # What is due, and what is told -----------------------------------------------------------------------------------
 
     def _sweep_due(self, batch: _Batch, stands: Standing, request: ReplicateRequest, books: _Books) -> bool:
-        if request.sweep and not books.sweep_done:
+        if (request.sweep and not books.sweep_done) or batch.partitions != stands.partitions:
             return True
         if self._declared.delete_handling == "none":
             return False

@@ -198,7 +198,7 @@ class Connection:
             session.run(_BEGIN if self._version < _VERSION_17 else _BEGIN_17)
         except BaseException as error:
             self.close()
-            if waited and isinstance(error, SupabaseUnavailableError):
+            if waited and isinstance(error, SupabaseUnavailableError) and error.soon:
                 # It may have been lost long ago, while nothing was asked: only a new one tells whether anybody answers.
                 return self._begun()
             raise

@@ -7,6 +7,7 @@ Dagster.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -117,6 +118,26 @@ def literal(text: str) -> str:
     return f"'{escaped}'"
 
 
+def partitions(session: Session, table: SourceTable) -> int:
+    """Another number for other partitions, small enough for a position; 0 for a table that has none.
+
+    Rows of one that is attached or detached are not written, and no trigger sees it.
+    """
+    if table.kind != "partitioned table":
+        return 0
+    # By the transaction's own snapshot: the functions that PostgreSQL has for it see what was attached since.
+    found = session.value(_PARTITIONS.format(oid=table.oid))
+    return int.from_bytes(hashlib.sha256(str(found).encode()).digest()[:7], "big") if found else 0
+
+
+_PARTITIONS = """
+WITH RECURSIVE parts AS (
+    SELECT inhrelid FROM pg_inherits WHERE inhparent = {oid}
+  UNION ALL
+    SELECT i.inhrelid FROM parts p JOIN pg_inherits i ON i.inhparent = p.inhrelid
+)
+SELECT string_agg(inhrelid::oid::text, ' ' ORDER BY inhrelid) FROM parts
+"""
 _KINDS = {"r": "table", "p": "partitioned table", "v": "view", "m": "materialized view", "f": "foreign table"}
 #: Kinds whose keys the database knows and keeps.
 _WITH_KEYS = ("table", "partitioned table", "materialized view")

@@ -220,10 +220,32 @@ def test_a_partitioned_table_is_one_table(replica_platform: ReplicaPlatform) -> 
     replica_platform.run("UPDATE claims SET year = 2025 WHERE id = 1", "DELETE FROM claims WHERE id = 2")
     replica_platform.replicate(table)
     replica_platform.assert_mirrored(table, "id", "year", "note")
-    # Detaching fires no trigger.
-    replica_platform.run("ALTER TABLE claims DETACH PARTITION claims_25")
-    replica_platform.replicate(table, sweep=True)
-    assert replica_platform.bronze(table, "id") == []
+
+
+@pytest.mark.parametrize("mode", ["row_xid", "xmin"])
+def test_a_partition_that_comes_or_goes_is_seen_with_the_next_batch(
+    replica_platform: ReplicaPlatform, mode: ReplicationMode
+) -> None:
+    replica_platform.run(
+        "CREATE TABLE claims (id int8, year int4, PRIMARY KEY (id, year)) PARTITION BY RANGE (year)",
+        "CREATE TABLE claims_20s PARTITION OF claims FOR VALUES FROM (2020) TO (2030) PARTITION BY LIST (year)",
+        "CREATE TABLE claims_24 PARTITION OF claims_20s FOR VALUES IN (2024)",
+        "CREATE TABLE claims_25 PARTITION OF claims_20s FOR VALUES IN (2025)",
+    )
+    replica_platform.prepare("claims", ("id", "year"), partitioned=True)
+    table = ReplicatedTable("public.claims", mode)
+    replica_platform.run("INSERT INTO claims VALUES (1, 2024), (2, 2025), (3, 2025)")
+    replica_platform.replicate(table)
+    assert not replica_platform.replicate(table).swept
+    # Neither fires a trigger.
+    for change, there in (
+        ("DETACH PARTITION claims_25", [(1,)]),
+        ("ATTACH PARTITION claims_25 FOR VALUES IN (2025)", [(1,), (2,), (3,)]),
+    ):
+        replica_platform.run(f"ALTER TABLE claims_20s {change}")
+        assert replica_platform.replicate(table).swept
+        assert replica_platform.bronze(table, "id") == there
+        assert not replica_platform.replicate(table).swept
 
 
 def test_a_view_is_replicated_by_the_key_that_is_declared(policies: ReplicaPlatform) -> None:
