@@ -56,6 +56,8 @@ TARGET_FILE_BYTES = 128 << 20
 CHECKPOINT_INTERVAL = 100
 #: How many versions of other writers an append may find before it gives up.
 _COMMIT_TRIES = 100
+#: How many entries of the log are looked through for a position before delta-rs is asked.
+_NEWEST_ENTRIES = 4
 
 _OWN_KEYS = {
     "timestamp",
@@ -155,6 +157,9 @@ class DeltaLakeTable:
         self._path = path
         self._handle = handle
         self._store = store
+        #: Positions that the newest entries of a version's log say.
+        self._newest: Mapping[str, int] = {}
+        self._newest_of = -1
 
     @property
     def name(self) -> TableName:
@@ -192,9 +197,29 @@ class DeltaLakeTable:
         return {key: value for key, value in self._handle.metadata().configuration.items() if value is not None}
 
     def position(self, app_id: str) -> int | None:
-        """See `Table.position`."""
+        """See `Table.position`.
+
+        delta-rs goes through the whole log for each application. Mostly one of the newest entries says it; entries
+        never change, and the newest that says something is what counts.
+        """
+        version = self.version
+        if self._newest_of != version:
+            self._newest, self._newest_of = self._newest_positions(version), version
+        if (position := self._newest.get(app_id)) is not None:
+            return position
         with self._asking():
             return self._handle.transaction_version(app_id)
+
+    def _newest_positions(self, version: int) -> Mapping[str, int]:
+        """What the newest entries say of positions: back to one that says something, if that is not far."""
+        for each in range(version, max(version - _NEWEST_ENTRIES, -1), -1):
+            try:
+                if found := self._commit(each).transactions:
+                    return found
+            except TableMovedError:
+                # The entry has expired: a checkpoint stands for it.
+                break
+        return {}
 
     def commits(self, after: int, *, held: bool = False) -> Sequence[Commit]:
         """See `Table.commits`."""

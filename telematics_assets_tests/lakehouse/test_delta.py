@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from telematics_assets.catalog import TableName
 from telematics_assets.errors import (
@@ -676,6 +677,39 @@ def test_between_opening_and_committing_an_outsider_never_makes_a_removal_unseen
     else:
         assert not any(commit.removes_data for commit in reopened(local).commits(grown.version))
         assert numbers(local).count(99) == 1
+
+
+def test_positions_are_those_of_the_whole_log_whoever_wrote_it_and_whatever_has_expired(local: DeltaLakehouse) -> None:
+    rng = random.Random(7)
+    create(local)
+    expected: dict[str, int] = {}
+
+    def ours(app: str, position: int) -> None:
+        append(reopened(local), [position], position, app)
+        expected[app] = position
+
+    def theirs(app: str, position: int) -> None:
+        properties = CommitProperties(app_transactions=[Transaction(app, position)])
+        rows = pa.Table.from_batches([batch([position])])
+        write_deltalake(reopened(local).uri, rows, mode="append", commit_properties=properties)
+        expected[app] = position
+
+    def nobodys(app: str, position: int) -> None:
+        DeltaTable(reopened(local).uri).alter.set_table_properties({"some.thing": app}, raise_if_not_exists=False)
+
+    def expired(app: str, position: int) -> None:
+        table = reopened(local)
+        DeltaTable(table.uri).create_checkpoint()
+        for version in range(table.version):
+            Path(log_entries.entry_path(table.uri, version)).unlink(missing_ok=True)
+
+    for position in range(12):
+        early, then = reopened(local), dict(expected)
+        action = rng.choice([ours, ours, theirs, nobodys, nobodys, expired])
+        action(rng.choice("abc"), position)
+        assert {app: reopened(local).position(app) for app in "abcd"} == {app: expected.get(app) for app in "abcd"}
+        if action is not expired:
+            assert {app: early.position(app) for app in "abcd"} == {app: then.get(app) for app in "abcd"}
 
 
 def test_counts_and_sizes_come_from_the_log(local: DeltaLakehouse, grown: Table) -> None:
