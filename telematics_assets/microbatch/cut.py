@@ -10,7 +10,9 @@ microseconds since 1970 (mode `updated_at`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from telematics_assets.catalog import ReplicatedTable
 from telematics_assets.engines.base import Blocker
@@ -19,24 +21,24 @@ from telematics_assets.microbatch.session import Session
 from telematics_assets.microbatch.source import SourceTable, quoted
 from telematics_assets.microbatch.sql import SCHEMA
 
+_OF_DELETES = (f"{SCHEMA}.tombstones", f"{SCHEMA}.pruned")
 #: Transaction ids that a row can be told by: beyond, the 32 bits that it carries have come around.
 WRAP = 1 << 31
 _EPOCH = 1 << 32
 _US = 1_000_000
 
-_CUT = f"""
-SELECT pg_snapshot_xmin(s)::text::int8 AS oldest, pg_snapshot_xmax(s)::text::int8 AS next,
-       (extract(epoch FROM now()) * {_US})::int8 AS begun_us,
-       (extract(epoch FROM clock_timestamp()) * {_US})::int8 AS clock_us,
-       (extract(epoch FROM pg_postmaster_start_time()) * {_US})::int8 AS started_us,
-       pg_is_in_recovery() AS is_replica
-FROM pg_current_snapshot() s
-"""
-# Bits of a trigger: for each row 1, before 2, at INSERT 4, at UPDATE 16. Whose it is does not matter.
-_IS_FILLED = """
-SELECT coalesce(bit_or(tgtype::int4) & 20 = 20, false) FROM pg_trigger
-WHERE tgrelid = {oid} AND tgenabled IN ('A', 'O') AND tgtype::int4 & 3 = 3
-"""
+#: What is to be asked of the source for its cut (see `taken`) and its triggers, along with its description.
+QUESTIONS: Mapping[str, str] = {
+    "oldest": "pg_snapshot_xmin(pg_current_snapshot())::text::int8",
+    "next": "pg_snapshot_xmax(pg_current_snapshot())::text::int8",
+    "begun_us": f"(extract(epoch FROM now()) * {_US})::int8",
+    "clock_us": f"(extract(epoch FROM clock_timestamp()) * {_US})::int8",
+    "started_us": f"(extract(epoch FROM pg_postmaster_start_time()) * {_US})::int8",
+    "is_replica": "pg_is_in_recovery()",
+    # Bits of a trigger: for each row 1, before 2, at INSERT 4, at UPDATE 16. Whose it is does not matter.
+    "is_filled": "(SELECT coalesce(bit_or(tgtype::int4) & 20 = 20, false) FROM pg_trigger "
+    "WHERE tgrelid = c.oid AND tgenabled IN ('A', 'O') AND tgtype::int4 & 3 = 3)",
+}
 # The holder of the snapshot's oldest id; others see its id, but not since when it is open.
 _BLOCKERS = """
 SELECT 'prepared transaction' AS kind, format('%s (database %s)', gid, database) AS who,
@@ -77,34 +79,39 @@ class Cut:
         return self.oldest
 
 
-def lock(session: Session, source: SourceTable | str, *, tombstones: bool) -> None:
-    """Keep the table from being rewritten, emptied or dropped while it is read. Must be the transaction's first word.
+def locking(source: str, *, tombstones: bool) -> str:
+    """What keeps the table from being rewritten, emptied or dropped while it is read: the transaction's first word.
 
     A lock takes no snapshot. Without one, an ALTER that rewrites the table between cut and reading shows no rows,
     and the position would move on.
     """
-    name = ".".join(map(quoted, source.split("."))) if isinstance(source, str) else source.sql
-    names = [name, *([f"{SCHEMA}.tombstones", f"{SCHEMA}.pruned"] if tombstones else [])]
-    session.run(f"LOCK TABLE {', '.join(names)} IN ACCESS SHARE MODE")
+    names = [".".join(map(quoted, source.split("."))), *(_OF_DELETES if tombstones else ())]
+    return f"LOCK TABLE {', '.join(names)} IN ACCESS SHARE MODE"
 
 
-def take(session: Session) -> Cut:
-    """The cut of this transaction's snapshot."""
-    (found,) = session.rows(_CUT)
-    return Cut(**found)
+def taken(answers: Mapping[str, Any]) -> Cut:
+    """The cut of a transaction's snapshot, by its answers to `QUESTIONS`."""
+    return Cut(**{part.name: answers[part.name] for part in fields(Cut)})
 
 
 class Rows:
     """Conditions that rows of a table fulfil, as SQL."""
 
-    def __init__(self, session: Session, declared: ReplicatedTable, source: SourceTable, cut: Cut) -> None:
+    def __init__(self, declared: ReplicatedTable, source: SourceTable, cut: Cut, *, is_filled: bool) -> None:
         """Tie them to a moment of the source.
+
+        Args:
+            declared: The table.
+            source: What it is in the source.
+            cut: The moment.
+            is_filled: Whether a trigger fills columns at every INSERT and UPDATE.
 
         Raises:
             ReplicationError: If the mode can't be had of this table.
         """
         self._declared = declared
         self._cut = cut
+        self._rows_sql = source.rows_sql
         self._kind = ""
         name = f"{source.schema}.{source.name}"
         if declared.mode in ("row_xid", "xmin") and source.kind not in ("table", "partitioned table"):
@@ -128,7 +135,7 @@ class Rows:
                 f"Column {declared.position} of {name} is {column.type}; a position in mode {declared.mode} is "
                 f"{' or '.join(accepted)}. {advice}"
             )
-        if declared.mode == "row_xid" and not session.value(_IS_FILLED.format(oid=source.oid)):
+        if declared.mode == "row_xid" and not is_filled:
             raise ReplicationError(
                 f"No trigger fills {declared.position} of {name} at every INSERT and UPDATE, so changes would be missed"
                 ". Nothing was read. Run what `telematics supabase sql` prints as the table's owner; or declare "
@@ -163,7 +170,22 @@ class Rows:
         if self._declared.mode == "updated_at":
             return f"({inside})"
         brought = self._within(self.writer, str(start), None if end is None else str(end))
-        return f"(({inside}) OR ({column} >= {self._literal(self._cut.next)} AND {brought}))"
+        # Both are of one range, which is said first: for the alternatives alone all of the index may be read.
+        return (
+            f"({column} >= {self._literal(min(start, self._cut.next))} "
+            f"AND (({inside}) OR ({column} >= {self._literal(self._cut.next)} AND {brought})))"
+        )
+
+    def any_between(self, start: int, end: int) -> str:
+        """Whether there are rows that `between` tells, as one value.
+
+        In mode `row_xid` the first by position is asked for, which is found by the index. The planner would rather go
+        through the whole table for just any row, where its statistics tell of many or are old.
+        """
+        rows = f"FROM {self._rows_sql} WHERE {self.between(start, end)}"
+        if self._declared.mode == "row_xid":
+            return f"((SELECT true {rows} ORDER BY {self._column} LIMIT 1) IS NOT NULL)"
+        return f"EXISTS (SELECT {rows})"
 
     def strangers(self, start: int) -> str:
         """Mode `row_xid`: rows written from `start` on whose position says something else, or nothing.

@@ -60,12 +60,13 @@ class Tombstones:
             start: First position.
             end: Position behind the last.
             last: Where the reader stands: it needs no tombstones below that.
-            changed: The condition of changed rows; None if nobody asks for them.
+            changed: What tells whether rows changed, as SQL; None if nobody asks for them.
         """
-        asked = "false" if changed is None else f"EXISTS (SELECT FROM {self._source.rows_sql} WHERE {changed})"
+        # The first by its position, for the index's sake: see `Rows.any_between`.
+        first = f"(SELECT true FROM {self._range(start, end)} ORDER BY row_xid LIMIT 1) IS NOT NULL"
         (found,) = self._session.rows(
-            f"SELECT {asked} AS changed, EXISTS (SELECT FROM {self._range(start, end)}) AS any_there, "
-            f"EXISTS (SELECT FROM {self._range(start, end)} AND {self._is_nameless}) AS nameless, "
+            f"SELECT {changed or 'false'} AS changed, {first} AS any_there, "
+            f"{first} AND EXISTS (SELECT FROM {self._range(start, end)} AND {self._is_nameless}) AS nameless, "
             f"EXISTS (SELECT FROM {SCHEMA}.pruned "
             f"WHERE source = {self._root} AND pruned_below > '{last}'::xid8) AS pruned"
         )

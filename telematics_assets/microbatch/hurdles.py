@@ -28,6 +28,8 @@ RETRY_SECONDS = 60.0
 _T = TypeVar("_T")
 _LONGEST = 300
 _NOISE = re.compile(r"^[A-Z_]+: |\[libpq\] |\. SQLSTATE: \w+$")
+# What was asked is often longer than what is wrong with it, and stands before that.
+_QUERY = re.compile(r"Failed to execute query '.*': (?=\w+:  )", re.DOTALL)
 _ADDRESS = re.compile(r"allow_list: \{(\d+), (\d+), (\d+), (\d+)\}")
 #: SQLSTATE classes and states that pass: connection, transaction rolled back, resources, operator, system.
 _PASSING = ("08", "40", "53", "57", "58", "25P03", "25P04", "55P03")
@@ -229,7 +231,9 @@ def explain(error: BaseException, supabase: Supabase) -> SupabaseError | Supabas
         error: An error of ADBC, psycopg or Arrow.
         supabase: The connection; what it keeps secret is kept out of the message.
     """
-    said = _scrubbed(str(error), supabase)
+    # What was asked may have words of any hurdle.
+    message = _QUERY.sub("", str(error))
+    said = _scrubbed(message, supabase)
     state = getattr(error, "sqlstate", None) or ""
     address = _ADDRESS.search(said)
     words = {
@@ -243,7 +247,7 @@ def explain(error: BaseException, supabase: Supabase) -> SupabaseError | Supabas
     }
     for hurdle in _HURDLES:
         # A password may be a word of the message: what is shown is not what is understood.
-        if hurdle.words.search(str(error)):
+        if hurdle.words.search(message):
             cause = f"{hurdle.cause.format(**words)} ({_short(said)})"
             fix = hurdle.fix.format(**words)
             return (

@@ -40,7 +40,6 @@ from telematics_assets.errors import (
     ReplicaLagsError,
     ReplicationError,
     SchemaError,
-    SupabaseError,
 )
 from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.types import STATISTICS_PROPERTY, delta_type, statistics_columns
@@ -73,13 +72,15 @@ from telematics_assets.microbatch.position import (
     refuse_moved,
     standing,
 )
-from telematics_assets.microbatch.session import Connection, Session
+from telematics_assets.microbatch.session import BeginningRefusedError, Connection, Session
 from telematics_assets.microbatch.snapshot import next_piece
 from telematics_assets.microbatch.source import (
+    IDENTITY_QUESTIONS,
     SourceTable,
     checked_key,
     database_identity,
     describe,
+    described,
     partitions,
     quoted,
 )
@@ -123,6 +124,8 @@ class _Books:
     anomalies: dict[tuple[str, str], Anomaly] = field(default_factory=dict)
     yielded: bool = False
     table: Table | None = None
+    #: Where the table was found standing, by a commit that may not be on disk yet.
+    unsynced: Standing | None = None
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,8 @@ class Replicator:
         """See `Engine.reconcile`."""
         from telematics_assets.microbatch.reconcile import reconcile
 
-        with self._opened() as (session, table, cut):
-            opened = self._described(session, table, cut)
+        with self._opened() as (session, table):
+            opened = self._described(session, table)
             stands = opened.stands
             if table is None or stands is None or not stands.complete:
                 raise ReplicationError(
@@ -235,8 +238,8 @@ class Replicator:
 
     def _transaction(self, request: ReplicateRequest, books: _Books, tell: ProgressListener) -> bool:
         """Do what one transaction can; say whether another one is needed."""
-        with self._opened() as (session, table, cut):
-            batch = self._described(session, table, cut)
+        with self._opened() as (session, table):
+            batch = self._described(session, table)
             if table is None:
                 batch = self._created(batch)
             books.table = batch.table
@@ -251,24 +254,16 @@ class Replicator:
         return again
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[Session, Table | None, Cut]]:
+    def _opened(self) -> Iterator[tuple[Session, Table | None]]:
         # Before the snapshot: what another process commits later is a conflict then, and never a cut that goes back.
         table = self._lakehouse.open(self._name)
         self._step("opened")
-        failed: SupabaseError | None = None
+        lock = cuts.locking(self._declared.source, tombstones=self._with_tombstones)
         try:
-            with self._connection.transaction() as session:
-                try:
-                    cuts.lock(session, self._declared.source, tombstones=self._with_tombstones)
-                except SupabaseError as error:
-                    failed = error
-                    raise
-                cut = cuts.take(session)
-                self._step("cut_taken")
-                yield session, table, cut
-        except SupabaseError as error:
-            if error is failed:
-                self._explain_lock()
+            with self._connection.transaction(lock) as session:
+                yield session, table
+        except BeginningRefusedError:
+            self._explain_lock()
             raise
 
     def _explain_lock(self) -> None:
@@ -287,10 +282,12 @@ class Replicator:
                     "view of it."
                 )
 
-    def _described(self, session: Session, table: Table | None, cut: Cut) -> _Batch:
-        source = describe(session, self._declared.source)
+    def _described(self, session: Session, table: Table | None) -> _Batch:
+        source, answers = described(session, self._declared.source, {**cuts.QUESTIONS, **IDENTITY_QUESTIONS})
+        cut = cuts.taken(answers)
+        self._step("cut_taken")
         key = self._key(session, source)
-        rows = Rows(session, self._declared, source, cut)
+        rows = Rows(self._declared, source, cut, is_filled=answers["is_filled"])
         plans = plan_columns(source, self._declared.exclude, self._declared.hash, self._hash_key, key)
         plans = tuple(self._as_position(plan, source) for plan in plans)
         if lost := [name for name in key if name not in {plan.source for plan in plans if plan.form != "hash"}]:
@@ -298,7 +295,7 @@ class Replicator:
                 f"{', '.join(lost)} of {self._declared.source} is part of its key and can't be left out or hashed."
             )
         columns = columns_of(plans, source)
-        identity = identity_of(database_identity(session), source.oid, self._declared.mode)
+        identity = identity_of(database_identity(session, answers), source.oid, self._declared.mode)
         stands = None if table is None else standing(table, identity)
         changed = table is not None and (stands is None or stands.columns != columns.fingerprint)
         before = None
@@ -359,7 +356,7 @@ class Replicator:
         full = request.full and not books.full_begun
         if stands is not None and not full:
             refuse_moved(batch.table, stands)
-            make_durable(batch.table, stands)
+            books.unsynced = stands
         if self._cleared(batch, books, tell):
             return True
         if full:
@@ -415,7 +412,7 @@ class Replicator:
         note["columns"] = facts_without(batch.columns, before, cleared)
         # Of the version where it stood: what others did since is still to be seen.
         positions = {} if stands is None else replace(stands, columns=0).transactions()
-        with self._yielding(table):
+        with self._committing(table, books):
             commit = table.overwrite(schema, rows(), positions, {NOTE_INFO: json.dumps(note)})
         self._committed(table, commit, books)
         return True
@@ -475,7 +472,7 @@ class Replicator:
         tombstones = noted = None
         if self._with_tombstones:
             tombstones = Tombstones(batch.session, batch.source, batch.key)
-            noted = tombstones.noted(start, end, stands.position, changed)
+            noted = tombstones.noted(start, end, stands.position, batch.rows.any_between(start, end))
             sweep = sweep or noted.nameless or noted.pruned
         if sweep and self._declared.mode == "row_xid":
             changed = f"({changed} OR {batch.rows.strangers(stands.swept_to)})"
@@ -643,7 +640,7 @@ class Replicator:
         self._step("reading")
         after = at(replace(stands, complete=1, swept_us=batch.cut.clock_us), batch.table)
         info = {NOTE_INFO: json.dumps(self._note(batch, reason=reason, pieces=0, next=None))}
-        with self._yielding(batch.table):
+        with self._committing(batch.table, books):
             commit = batch.table.overwrite(
                 batch.columns.schema, self._extracted(batch, None), after.transactions(), info
             )
@@ -757,7 +754,7 @@ class Replicator:
             following = next(parts, None)
             standing_then = at(before if following else after, batch.table)
             key = [plan.name for plan in batch.key_plans]
-            with self._yielding(batch.table):
+            with self._committing(batch.table, books):
                 merged = batch.table.merge(
                     part.rows,
                     part.gone,
@@ -788,7 +785,7 @@ class Replicator:
                 yield each
             self._step("extracted")
 
-        with self._yielding(batch.table):
+        with self._committing(batch.table, books):
             commit = batch.table.append(
                 batch.columns.schema, checked(), after.app_id, position, {NOTE_INFO: json.dumps(note)}, rest
             )
@@ -796,8 +793,13 @@ class Replicator:
         self._committed(batch.table, commit, books)
 
     @contextmanager
-    def _yielding(self, table: Table) -> Iterator[None]:
-        """Tell a conflict with another replication from one with anybody else."""
+    def _committing(self, table: Table, books: _Books) -> Iterator[None]:
+        """Commit in this block: a conflict with another replication is told from one with anybody else."""
+        if books.unsynced is not None:
+            # A log entry on disk behind one that is not would be a table that nobody can open. Without one of ours
+            # there is no hurry: where the last is lost, so is its position, and its rows are read again.
+            make_durable(table, books.unsynced)
+            books.unsynced = None
         version = table.version
         try:
             yield

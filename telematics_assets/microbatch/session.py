@@ -60,6 +60,10 @@ WHERE usename = current_user AND pid <> pg_backend_pid() AND state = 'active'
 _DRIVER_ERRORS = (adbc_driver_manager.Error, pa.ArrowException, OSError)
 
 
+class BeginningRefusedError(SupabaseError):
+    """Raised when the database refuses for good what a transaction shall begin with."""
+
+
 class Session:
     """Questions inside one transaction: all answers are of one snapshot."""
 
@@ -158,13 +162,18 @@ class Connection:
         return self._supabase.place
 
     @contextmanager
-    def transaction(self, pauses: Sequence[float] | None = None) -> Iterator[Session]:
+    def transaction(self, first: str = "", *, pauses: Sequence[float] | None = None) -> Iterator[Session]:
         """One `REPEATABLE READ READ ONLY` transaction; see `transaction` for what it raises.
 
         Args:
+            first: A statement that goes along with its beginning, in one message: one that takes no snapshot, and
+                answers nothing.
             pauses: How long to wait before another try this time, seconds.
+
+        Raises:
+            BeginningRefusedError: If the database can be reached, and refuses that.
         """
-        session = retried(self._begun, self._pauses if pauses is None else pauses)
+        session = retried(lambda: self._begun(first), self._pauses if pauses is None else pauses)
         try:
             yield session
             if session.cut_short:
@@ -186,7 +195,7 @@ class Connection:
             with suppress(adbc_driver_manager.Error, RuntimeError):
                 connection.close()
 
-    def _begun(self) -> Session:
+    def _begun(self, first: str) -> Session:
         waited = self._connection is not None
         if not waited:
             with _explained(self._supabase, self._watch, self._watch.opening()):
@@ -194,13 +203,16 @@ class Connection:
                 self._connection = postgresql.connect(self._supabase.uri(), autocommit=True)
                 self._version = int(self._connection.adbc_get_info()["vendor_version"])
         session = Session(self._connection, self._supabase, self._watch)
+        begin = _BEGIN if self._version < _VERSION_17 else _BEGIN_17
         try:
-            session.run(_BEGIN if self._version < _VERSION_17 else _BEGIN_17)
+            session.run(f"{begin}; {first}" if first else begin)
         except BaseException as error:
             self.close()
             if waited and isinstance(error, SupabaseUnavailableError) and error.soon:
                 # It may have been lost long ago, while nothing was asked: only a new one tells whether anybody answers.
-                return self._begun()
+                return self._begun(first)
+            if first and isinstance(error, SupabaseError):
+                raise BeginningRefusedError(error.cause, error.fix) from None
             raise
         return session
 

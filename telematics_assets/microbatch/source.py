@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from telematics_assets.errors import ReplicationError
 
@@ -147,7 +147,7 @@ _DESCRIBE = """
 WITH RECURSIVE t AS (
     SELECT c.oid, c.relkind, c.reltuples, c.relrowsecurity,
            has_table_privilege(c.oid, 'SELECT') AS readable, obj_description(c.oid, 'pg_class') AS comment,
-           (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid AND c.relkind = 'r') AS children
+           (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid AND c.relkind = 'r') AS children{asked}
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = {schema} AND c.relname = {name} AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 ), base AS (
@@ -186,7 +186,7 @@ SELECT t.oid::int8 AS oid, t.relkind::text AS kind, t.comment AS table_comment, 
        a.attname::text AS name, a.attnum::int4 AS number, format_type(a.atttypid, a.atttypmod) AS type,
        n.base::text AS base, n.element::text AS element, n.dimensions::int4 AS dimensions,
        n.modifier::int4 AS modifier, a.attnotnull AS not_null, col_description(t.oid, a.attnum) AS comment,
-       CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid) END AS generated, n.members
+       CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid) END AS generated, n.members{answered}
 FROM t LEFT JOIN named n ON true LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = n.attnum
 LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum
 ORDER BY a.attnum
@@ -199,12 +199,30 @@ _LABEL = (
 _COLUMN = tuple(field.name for field in fields(SourceColumn))
 
 
+#: What tells which database it is: see `database_identity`.
+IDENTITY_QUESTIONS: Mapping[str, str] = {
+    "control": "(has_function_privilege('pg_control_system()', 'EXECUTE') "
+    "AND has_function_privilege('pg_control_checkpoint()', 'EXECUTE'))",
+    "marker": "(to_regclass('telematics.source_identity') IS NOT NULL)",
+    "database": "(SELECT oid::int8 FROM pg_database WHERE datname = current_database())",
+}
+
+
 def describe(session: Session, source: str) -> SourceTable:
-    """Look a table up, in one question.
+    """Look a table up: `described` without further questions."""
+    return described(session, source, {})[0]
+
+
+def described(session: Session, source: str, questions: Mapping[str, str]) -> tuple[SourceTable, Mapping[str, Any]]:
+    """Look a table up, and ask for other things along with it, in one question: each takes a round trip by itself.
 
     Args:
         session: An open transaction.
         source: Schema and table, such as `public.policies`; names as they are, not quoted, so that neither has a dot.
+        questions: SQL of further values by their names; `c` is the table's row in `pg_class`.
+
+    Returns:
+        The table, and the further values by their names.
 
     Raises:
         ReplicationError: If there is no such table, the role may not read it, or the database says nothing about how
@@ -212,7 +230,15 @@ def describe(session: Session, source: str) -> SourceTable:
     """
     schema, name = source.split(".")
     given = {"schema": literal(schema), "name": literal(name)}
-    rows = session.rows(_DESCRIBE.format(**given, label=_LABEL.format("y"), element=_LABEL.format("e")))
+    rows = session.rows(
+        _DESCRIBE.format(
+            **given,
+            label=_LABEL.format("y"),
+            element=_LABEL.format("e"),
+            asked="".join(f", {sql} AS asked_{name}" for name, sql in questions.items()),
+            answered="".join(f", t.asked_{name}" for name in questions),
+        )
+    )
     if not rows:
         raise ReplicationError(
             f"There is no table {source} in the database. `telematics supabase discover` lists those there are; "
@@ -236,7 +262,7 @@ def describe(session: Session, source: str) -> SourceTable:
             "can't be replicated exactly. Move it to a database with the encoding UTF8."
         )
     (key,) = json.loads(table["primary_key"] or "[[]]")
-    return SourceTable(
+    looked_up = SourceTable(
         schema=schema,
         name=name,
         oid=table["oid"],
@@ -249,6 +275,7 @@ def describe(session: Session, source: str) -> SourceTable:
         row_security=table["row_security"],
         children=table["children"],
     )
+    return looked_up, {name: table[f"asked_{name}"] for name in questions}
 
 
 def checked_key(table: SourceTable, given: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -282,21 +309,22 @@ def checked_key(table: SourceTable, given: Sequence[str] | None = None) -> tuple
     return tuple(given)
 
 
-def database_identity(session: Session) -> str:
+def database_identity(session: Session, found: Mapping[str, Any] | None = None) -> str:
     """Which database this is: system identifier, timeline and the database's OID.
 
     A restored, recovered, cloned or recreated database has another one. Where the functions that tell it are refused to
     the role, it is the marker that our SQL leaves in the database; a recovered or cloned server has the same marker.
 
+    Args:
+        session: An open transaction.
+        found: Its answers to `IDENTITY_QUESTIONS`; without them they are asked here.
+
     Raises:
         ReplicationError: If there is neither.
     """
-    (found,) = session.rows(
-        "SELECT has_function_privilege('pg_control_system()', 'EXECUTE') "
-        "AND has_function_privilege('pg_control_checkpoint()', 'EXECUTE') AS control, "
-        "to_regclass('telematics.source_identity') IS NOT NULL AS marker, "
-        "(SELECT oid::int8 FROM pg_database WHERE datname = current_database()) AS database"
-    )
+    if found is None:
+        asked = ", ".join(f"{sql} AS {name}" for name, sql in IDENTITY_QUESTIONS.items())
+        (found,) = session.rows(f"SELECT {asked}")
     if found["control"]:
         server = session.value(
             "SELECT format('%s-%s', s.system_identifier, c.timeline_id) "

@@ -15,7 +15,7 @@ from dataclasses import replace
 from telematics_assets.catalog import ReplicatedTable, TableName
 from telematics_assets.engines.base import MaintenanceReport, Progress, ProgressListener
 from telematics_assets.errors import CommitConflictError, OptionError, SchemaError
-from telematics_assets.lakehouse.base import Lakehouse, Table
+from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.microbatch.position import NOTE_INFO, refuse_foreign
 
 _TRIES = 3
@@ -44,7 +44,9 @@ def maintain(
 
     # First, before entries of maintenance stand behind the replication's own.
     entries = 0
-    if _is_newest(table):
+    if newest := _newest_of_ours(table):
+        # Whoever made it may have been killed before it was on disk, and what is made now will be.
+        table.make_durable(newest)
         tell(Progress("log", f"writing a log checkpoint of {name}"))
         entries = table.trim_log()
 
@@ -81,11 +83,11 @@ def maintain(
     )
 
 
-def _is_newest(table: Table) -> bool:
-    """Whether the newest entry of the log is the replication's own.
+def _newest_of_ours(table: Table) -> Commit | None:
+    """The newest entry of the log, if it is the replication's own.
 
     It reads all entries behind its own again, to see whether somebody else changed the table. Those of a table that
     nothing is replicated into would expire one day, and it would have to stop: they are few, and stay.
     """
     newest = table.commits(table.version - 1, held=True)
-    return bool(newest) and NOTE_INFO in newest[-1].info
+    return newest[-1] if newest and NOTE_INFO in newest[-1].info else None

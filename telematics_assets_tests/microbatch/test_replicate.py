@@ -183,7 +183,7 @@ def test_xmin_is_widened_to_the_epoch_in_which_the_row_was_written(policies: Dat
             ((3 << 32) + 5, (2 << 32) + own),
         ):
             cut = Cut(following, following, 0, 0, 0, is_replica=False)
-            writer = Rows(session, XMIN, source, cut).writer
+            writer = Rows(XMIN, source, cut, is_filled=False).writer
             assert session.value(f"SELECT min({writer}) FROM public.policies") == expected
 
 
