@@ -20,6 +20,7 @@ import adbc_driver_postgresql.dbapi as postgresql
 import pyarrow as pa
 
 from telematics_assets.errors import SupabaseError, SupabaseUnavailableError, TelematicsError
+from telematics_assets.microbatch.ahead import one_ahead
 from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.microbatch.hurdles import RETRY_PAUSES, explain, retried
 from telematics_assets.microbatch.silence import Watch
@@ -97,7 +98,7 @@ class Session:
 
     @contextmanager
     def stream(self, query: str) -> Iterator[pa.RecordBatchReader]:
-        """The rows of an answer of any size, batch by batch; they are pulled from the server as they are read.
+        """The rows of an answer of any size, batch by batch; the server is never more than one batch ahead.
 
         Only what the database gets wrong becomes an error of ours: whoever reads may have other troubles.
         """
@@ -109,17 +110,18 @@ class Session:
             failures: list[Exception] = []
             cut_short_before, self.cut_short = self.cut_short, True
 
-            def pulled() -> Iterator[pa.RecordBatch]:
+            def pulled(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                 try:
-                    while (batch := self._next(reader)) is not None:
-                        yield batch
+                    yield from batches
                     self.cut_short = cut_short_before
                 except (SupabaseError, SupabaseUnavailableError) as failure:
                     failures.append(failure)
                     raise
 
             try:
-                yield pa.RecordBatchReader.from_batches(reader.schema, pulled())
+                # The driver decodes in one thread only, and the interpreter's lock is free meanwhile.
+                with one_ahead(lambda: self._next(reader), self._watch.cut) as batches:
+                    yield pa.RecordBatchReader.from_batches(reader.schema, pulled(batches))
             except Exception:
                 # A writer that pulled the rows through Arrow's C interface has made a text of it.
                 if failures:

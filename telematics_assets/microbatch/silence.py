@@ -74,6 +74,10 @@ class Watch:
         finally:
             self._since = None
 
+    def cut(self) -> None:
+        """End the connection at once: whoever waits for an answer, in another thread, gets an error."""
+        self._sockets(self._shut)
+
     def close(self) -> None:
         """The connection is closed."""
         self._closed.set()
