@@ -29,6 +29,9 @@ _EXTENDED = b"PBDEC"  # these wait for a Sync
 _CHUNK = 1 << 18
 _MAX_STARTUP = 10_000
 _AT_ONCE = struct.pack("ii", 1, 0)
+_ROWS = b"dD"
+#: Type, length and first byte of a message.
+_BEGINNING = struct.Struct("!BIB")
 
 
 class _RefusedError(Exception):
@@ -54,7 +57,13 @@ class _Server:
 class _Walk:
     """Follows the messages of one direction through chunks of any size, without keeping their bodies."""
 
-    def __init__(self) -> None:
+    def __init__(self, untold: bytes = b"") -> None:
+        """Begin between two messages.
+
+        Args:
+            untold: Types of messages that are passed over: there may be millions of them.
+        """
+        self._untold = untold
         self._head = b""
         self._skip = 0
 
@@ -65,22 +74,21 @@ class _Walk:
 
     def feed(self, chunk: bytes) -> list[tuple[int, int]]:
         """The messages that begin and whose first byte of content is in this chunk: type and that byte (or 0)."""
-        found = []
-        data, at = self._head + chunk, 0
-        self._head = b""
-        if self._skip:
-            at = min(self._skip, len(data))
-            self._skip -= at
-        end = len(data)
-        while at < end:
-            if end - at < 6 and not (end - at == 5 and data[at + 1 : at + 5] == b"\0\0\0\4"):
-                self._head = data[at:]
-                break
-            length = int.from_bytes(data[at + 1 : at + 5], "big")
-            found.append((data[at], data[at + 5] if length > 4 else 0))
+        found: list[tuple[int, int]] = []
+        data = self._head + chunk if self._head else chunk
+        at, end, untold, begin = self._skip, len(data), self._untold, _BEGINNING.unpack_from
+        # This is where a table's rows go by: nothing may be made for each of them.
+        for_sure = end - _BEGINNING.size
+        while at <= for_sure:
+            kind, length, first = begin(data, at)
             at += 1 + length
-        if at > end:
-            self._skip = at - end
+            if kind not in untold:
+                found.append((kind, first if length > 4 else 0))
+        if end - at == 5 and data[at + 1 :] == b"\0\0\0\4":
+            found.append((data[at], 0))
+            at = end
+        self._head = data[at:] if at < end else b""
+        self._skip = max(at - end, 0)
         return found
 
 
@@ -435,7 +443,7 @@ class _Client:
             await self._pooler.give_back(self.who, server, usable=False)
 
     async def _pass_answers(self, server: _Server) -> None:
-        walk = _Walk()
+        walk = _Walk(_ROWS)
         try:
             while True:
                 chunk = await server.reader.read(_CHUNK)
