@@ -1,10 +1,11 @@
-"""How close replication is to the floor of this machine: `python -m benchmarks.supabase [--quick] [MEASURE…]`.
+"""How close replication is to its floor here: `python -m benchmarks.supabase [--quick] [--small] [MEASURE…]`.
 
 Belongs here: the measures of reading from PostgreSQL through the transaction pooler, each beside a floor that does the
 least that could be done. Does not belong here: assertions; a ratio is to be read, not to fail.
 
 The server is real, from pip's binaries, and runs with the pooler in this process's care; every timed piece runs in a
-process of its own, ours and the floor in turn. The pooler is a small one for tests: it costs both sides the same.
+process of its own, ours and the floor in turn. The pooler is Debian's PgBouncer where that is installed, else the small
+one for tests (`--small` takes that anyway): both sides go through the same one, and what it costs is theirs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from telematics_assets.microbatch.replicate import Replicator
     from telematics_assets.microbatch.session import Connection, Session
     from telematics_assets.microbatch.types import ColumnPlan
+    from telematics_assets.testing.postgres import LocalPostgres
 
 ROUNDS = 3
 LOOKS = 50
@@ -281,6 +284,26 @@ def measure(what: Measure, supabase: Supabase) -> None:
     show(what.name, what.title, what.floor, what.goal, ours, floor)
 
 
+@contextmanager
+def pooled(server: LocalPostgres, folder: Path, *, small: bool) -> Iterator[Supabase]:
+    """The way to a server through a transaction pooler; says through which."""
+    from telematics_assets.testing.pooler import TransactionPooler
+    from telematics_assets_tests.pgbouncer import bouncing, pgbouncer
+
+    program = None if small else pgbouncer()
+    if program is None:
+        print("Pooler: telematics_assets.testing.TransactionPooler", flush=True)
+        with TransactionPooler(lambda: server.port) as pooler:
+            user = pooler.user("postgres")
+            yield Supabase(pooler.host, user, server.password, pooler.port, "postgres", "disable")
+        return
+    print(f"Pooler: {program}, as Debian sets it up", flush=True)
+    # The server takes passwords in clear, and is the one that judges them.
+    passwords = {"postgres": server.password}
+    with bouncing(program, folder, server.port, passwords, {"auth_type": "plain"}) as port:
+        yield Supabase("127.0.0.1", "postgres", server.password, port, "postgres", "disable")
+
+
 def main() -> None:
     """Run the named measures, or all."""
     if sys.argv[1:2] == ["--child"]:
@@ -291,7 +314,6 @@ def main() -> None:
     import psycopg
 
     from telematics_assets.microbatch.sql import TableSetup, setup_sql
-    from telematics_assets.testing.pooler import TransactionPooler
     from telematics_assets.testing.postgres import LocalPostgres
 
     names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
@@ -302,15 +324,13 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="telematics-bench-") as temporary,
         LocalPostgres(Path(temporary) / "postgres") as server,
-        TransactionPooler(lambda: server.port) as pooler,
+        pooled(server, Path(temporary), small="--small" in sys.argv) as supabase,
     ):
         with psycopg.connect(server.url(), autocommit=True) as admin:
             admin.execute(_CREATE)
             admin.execute(_FILL.format(rows=rows).encode())
             admin.execute(setup_sql([TableSetup("public", "policies", ("id",))]).encode())
             admin.execute("VACUUM ANALYZE public.policies")
-        user = pooler.user("postgres")
-        supabase = Supabase(pooler.host, user, server.password, pooler.port, "postgres", "disable")
         for what in wanted:
             measure(what, supabase)
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from telematics_assets.microbatch.connection import SslMode, Supabase
 from telematics_assets.microbatch.doctor import examine
 from telematics_assets.microbatch.session import connected, transaction
 from telematics_assets.testing.pooler import TransactionPooler
-from telematics_assets.testing.postgres import LocalPostgres, ordinary_user
+from telematics_assets.testing.postgres import LocalPostgres
 from telematics_assets_tests.databases import Database
 from telematics_assets_tests.microbatch.business import Business, books
 from telematics_assets_tests.microbatch.endless_process import items
@@ -36,12 +34,9 @@ from telematics_assets_tests.microbatch.leftovers import backend, session_seen
 from telematics_assets_tests.microbatch.replicate_process import replicate
 from telematics_assets_tests.microbatch.test_random_kills import racers
 from telematics_assets_tests.microbatch.test_stress import ROW_XID, Mirror, prepare
+from telematics_assets_tests.pgbouncer import LOG, bouncing, pgbouncer
 
 PASSWORD = "p@ss/w:rd ü%41"
-#: How long pgbouncer may take to listen, seconds.
-PATIENCE = 120.0
-# It ends with the pipe that this process holds open, however the process ends.
-_UNTIL_EOF = '"$@" <&- & server=$!; cat > /dev/null; kill -9 $server'
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ class Bouncer:
 @pytest.fixture(scope="module")
 def bouncer(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bouncer]:
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    program = pgbouncer()
     if not versions or program is None:
         pytest.skip("Debian's pgbouncer and postgresql are missing: apt-get install pgbouncer postgresql")
     folder = tmp_path_factory.mktemp("bouncer")
@@ -171,55 +166,19 @@ def bouncer(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
     with LocalPostgres(folder / "postgres", settings=settings, programs=versions[-1].parent) as server:
         with psycopg.connect(server.url(), autocommit=True) as owner:
             owner.execute(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")
-        with _bouncing(program, folder, server, certificates) as port:
+        strict = {
+            "default_pool_size": 1,
+            "query_wait_timeout": 1,
+            "auth_type": "scram-sha-256",
+            "client_tls_sslmode": "require",
+            "client_tls_cert_file": certificates.certificate,
+            "client_tls_key_file": certificates.key,
+            "server_tls_sslmode": "require",
+            "admin_users": "reader",
+        }
+        with bouncing(program, folder, server.port, {"reader": PASSWORD}, strict) as port:
             supabase = Supabase("localhost", "reader", PASSWORD, port, "postgres", "verify-full", certificates.ca)
-            yield Bouncer(supabase, server, folder / "pgbouncer.log")
-
-
-@contextmanager
-def _bouncing(program: str, folder: Path, server: LocalPostgres, certificates: Certificates) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    settings = {
-        "listen_addr": "127.0.0.1",
-        "listen_port": port,
-        "unix_socket_dir": "",
-        "pool_mode": "transaction",
-        "default_pool_size": 1,
-        "query_wait_timeout": 1,
-        "auth_type": "scram-sha-256",
-        "auth_file": folder / "users",
-        "client_tls_sslmode": "require",
-        "client_tls_cert_file": certificates.certificate,
-        "client_tls_key_file": certificates.key,
-        "server_tls_sslmode": "require",
-        "admin_users": "reader",
-    }
-    lines = ["[databases]", f"* = host=127.0.0.1 port={server.port}", "[pgbouncer]"]
-    lines += [f"{key} = {value}" for key, value in settings.items()]
-    (folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
-    (folder / "users").write_text(f'"reader" "{PASSWORD}"\n')
-    log = folder / "pgbouncer.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["sh", "-c", _UNTIL_EOF, "sh", *ordinary_user(), program, str(folder / "pgbouncer.ini")],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while "process up" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-        yield port
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+            yield Bouncer(supabase, server, folder / LOG)
 
 
 def test_rows_come_through_pgbouncer_in_one_snapshot(bouncer: Bouncer) -> None:
