@@ -31,6 +31,7 @@ hypothesis_settings.register_profile("soak", deadline=None, max_examples=100 * E
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run kill, race and property tests for much longer")
+    parser.addoption("--spark", action="store_true", help="run the tests on Apache Spark, and no others")
     parser.addoption("--soak-seconds", type=float, help=f"length of the long soak; {SOAK_SECONDS:g} with --soak")
 
 
@@ -43,6 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    spark = bool(config.getoption("spark"))
+    elsewhere = [item for item in items if spark != (item.get_closest_marker("spark") is not None)]
+    items[:] = [item for item in items if item not in set(elsewhere)]
+    config.hook.pytest_deselected(items=elsewhere)
     if config.getoption("soak"):
         return
     for_soak = {item for item in items if item.get_closest_marker("soak")}

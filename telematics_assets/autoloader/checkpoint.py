@@ -57,6 +57,9 @@ _EXISTING = "existing"
 _READS = 4
 
 #: Temporary files of publications that were killed are deleted when they are older than this.
+#: Keys of the commit info that tie a table commit to the checkpoint.
+ATTEMPT_INFO = "telematics.attempt"
+DIGEST_INFO = "telematics.planDigest"
 _LEFTOVER_NS = 86_400_000_000_000
 
 #: Columns of the ledger; times in nanoseconds since the epoch (UTC). `size` is null where it is not known, `etag` and
@@ -245,6 +248,11 @@ class Checkpoint:
         self._stream = stream
         self._root = f"_checkpoints/{stream}"
         self._cached: tuple[Metadata, int, pl.DataFrame, pl.DataFrame] | None = None
+
+    @property
+    def volume_location(self) -> str:
+        """The Volume's name as a path."""
+        return self._volume.location
 
     @property
     def location(self) -> str:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Protocol
 import polars as pl
 
 from telematics_assets.autoloader.checkpoint import (
+    ATTEMPT_INFO,
+    DIGEST_INFO,
     BatchCommit,
     Checkpoint,
     FileResult,
@@ -31,6 +33,7 @@ from telematics_assets.autoloader.checkpoint import (
     choices,
 )
 from telematics_assets.autoloader.cleaning import Cleaned, SourceCleaner
+from telematics_assets.autoloader.counting import counted
 from telematics_assets.autoloader.discovery import LOOK_OPENS, Discovered, Discovery, choice_of, fingerprint
 from telematics_assets.autoloader.duplicates import find_duplicates
 from telematics_assets.autoloader.incremental import RECENT_FILES, lower_bound
@@ -76,10 +79,6 @@ from telematics_assets.volumes.base import FileEntry, Volume, as_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-#: Keys of the commit info that tie a table commit to the checkpoint.
-ATTEMPT_INFO = "telematics.attempt"
-DIGEST_INFO = "telematics.planDigest"
 
 #: How often checkpoint and table are read again when they contradict each other because another loader goes on.
 _READS = 5
@@ -419,8 +418,16 @@ class StreamLoader:
             self._stream, session.table, plan, attempt, session.metadata.stream_id, publish, self._step, tell
         )
         self._step("table_committed")
-        self._finish(session, BatchCommit(plan.batch_id, attempt, commit.version), commit)
-        return _batch_report(plan, results[0], commit.version, recovered=False), results[0]
+        result = self._counted(session.table, results[0])
+        self._finish(session, BatchCommit(plan.batch_id, result.attempt, commit.version), commit)
+        return _batch_report(plan, result, commit.version, recovered=False), result
+
+    def _counted(self, table: Table, result: Result) -> Result:
+        """The result with the rows of all its files, published."""
+        whole = counted(result, self._stream, table, self._volume.location)
+        if whole is not result:
+            self._checkpoint.publish_result(whole)
+        return whole
 
     def _finish(self, session: _Session, end: BatchCommit, commit: Commit) -> None:
         session.table.make_durable(commit)
@@ -443,6 +450,8 @@ class StreamLoader:
                 f"{end.batch_id}, but "
                 f"its result is lost: {error} Restore the folder from a copy, or {choices(self._stream.name)}"
             ) from None
+        result = self._counted(session.table, result)
+        end = replace(end, attempt=result.attempt)
         (commit,) = [c for c in session.table.commits(end.table_version - 1) if c.version == end.table_version]
         self._finish(session, end, commit)
         return _batch_report(plan, result, end.table_version, recovered=True)

@@ -140,6 +140,7 @@ class PlanRows:
         publish: Callable[[Result], None],
         on_step: Callable[[str], None],
         progress: ProgressListener,
+        ingested_at: datetime | None = None,
     ) -> None:
         self._volume = volume
         self._stream = stream
@@ -152,7 +153,7 @@ class PlanRows:
         self._on_step = on_step
         self._progress = progress
         self._target = reader_schema(stream, schema)
-        self._ingested_at = datetime.now(UTC)
+        self._ingested_at = ingested_at or datetime.now(UTC)
         self._learnt: Columns = []
         self._wider = False
 
@@ -271,28 +272,7 @@ class PlanRows:
         return [FileResult(file.path, "INGESTED", None, rows, rescued, 0) for file, rows, rescued in counts]
 
     def _parts(self, file: FileEntry) -> Generator[_Part, None, None]:
-        """What reading a file brings: columns, rows, and at last what speaks against the file, if anything does."""
-        verdict = self._verdict(file)
-        if verdict is None:
-            found: list[Columns] = []
-            try:
-                with self._volume.open(file.path) as source:
-                    shown = f"{self._volume.location}/{file.path}"
-                    for chunk in read_file(source, self._stream, self._target, shown, found.append, file.path):
-                        yield from found
-                        found.clear()
-                        rows = chunk.table.num_rows
-                        yield _Piece([file], [rows], chunk, chunk.table.get_total_buffer_size())
-            except UnreadableFileError as error:
-                verdict = FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
-            except FileMissingError:
-                verdict = FileResult(file.path, "SKIPPED_MISSING", "it vanished while it was read")
-            except VolumeError as error:
-                verdict = FileResult(file.path, "DENIED", str(error))
-            yield from found
-            verdict = self._verdict(file) or verdict
-        if verdict is not None:
-            yield verdict
+        return _file_parts(self._volume, self._stream, self._target, file)
 
     def _file(self, file: FileEntry, parts: Iterable[_Part]) -> Generator[_Piece, None, FileResult]:
         held: list[_Piece] = []
@@ -328,17 +308,6 @@ class PlanRows:
             yield from held
         return FileResult(file.path, "INGESTED", None, rows, rescued, corrupt)
 
-    def _verdict(self, file: FileEntry) -> FileResult | None:
-        """What size, modification time and ETag say against reading the file, or None."""
-        now = self._volume.stat(file.path)
-        if now is None:
-            return FileResult(file.path, "SKIPPED_MISSING", "it vanished after it was planned")
-        if (now.size, now.modified_ns) != (file.size, file.modified_ns) or now.etag != file.etag:
-            return FileResult(file.path, "LEFT", "it changed after it was planned; it will be discovered again")
-        if file.size == 0:
-            return FileResult(file.path, "SKIPPED_CORRUPTED", "it has zero bytes")
-        return None
-
     def _learn(self, file: FileEntry, found: Columns) -> FileResult | None:
         """Note columns that the table lacks, or say what speaks against the file that showed them."""
         if found == self._learnt:
@@ -348,7 +317,7 @@ class PlanRows:
             fields = resolve(self._stream, schema, found, file.path)
         except SchemaError:
             # A file that changed meanwhile may have shown columns that it does not have.
-            verdict = self._verdict(file)
+            verdict = _verdict(self._volume, file)
             if verdict is None:
                 raise
             return verdict
@@ -406,6 +375,68 @@ class _Together:
 
     files: list[FileEntry]
     run: Run
+
+
+def looked_through(
+    volume: Volume, stream: FileStream, schema: pa.Schema, file: FileEntry
+) -> tuple[FileResult | None, list[Columns]]:
+    """Read a file for what it shows, not for its rows.
+
+    Args:
+        volume: The landing Volume.
+        stream: The stream.
+        schema: Columns of the table.
+        file: The file as it was planned.
+
+    Returns:
+        What speaks against it, or None, and the columns that it shows, as often as they change on the way.
+    """
+    verdict = None
+    shown: list[Columns] = []
+    with closing(_file_parts(volume, stream, reader_schema(stream, schema), file)) as parts:
+        for part in parts:
+            if isinstance(part, FileResult):
+                verdict = part
+            elif not isinstance(part, _Piece) and part not in shown[-1:]:
+                shown.append(part)
+    return verdict, shown
+
+
+def _file_parts(volume: Volume, stream: FileStream, target: pa.Schema, file: FileEntry) -> Generator[_Part, None, None]:
+    """What reading a file brings: columns, rows, and at last what speaks against the file, if anything does."""
+    verdict = _verdict(volume, file)
+    if verdict is None:
+        found: list[Columns] = []
+        try:
+            with volume.open(file.path) as source:
+                shown = f"{volume.location}/{file.path}"
+                for chunk in read_file(source, stream, target, shown, found.append, file.path):
+                    yield from found
+                    found.clear()
+                    rows = chunk.table.num_rows
+                    yield _Piece([file], [rows], chunk, chunk.table.get_total_buffer_size())
+        except UnreadableFileError as error:
+            verdict = FileResult(file.path, "SKIPPED_CORRUPTED", str(error))
+        except FileMissingError:
+            verdict = FileResult(file.path, "SKIPPED_MISSING", "it vanished while it was read")
+        except VolumeError as error:
+            verdict = FileResult(file.path, "DENIED", str(error))
+        yield from found
+        verdict = _verdict(volume, file) or verdict
+    if verdict is not None:
+        yield verdict
+
+
+def _verdict(volume: Volume, file: FileEntry) -> FileResult | None:
+    """What size, modification time and ETag say against reading the file, or None."""
+    now = volume.stat(file.path)
+    if now is None:
+        return FileResult(file.path, "SKIPPED_MISSING", "it vanished after it was planned")
+    if (now.size, now.modified_ns) != (file.size, file.modified_ns) or now.etag != file.etag:
+        return FileResult(file.path, "LEFT", "it changed after it was planned; it will be discovered again")
+    if file.size == 0:
+        return FileResult(file.path, "SKIPPED_CORRUPTED", "it has zero bytes")
+    return None
 
 
 def _held_bytes(part: _Part) -> int:

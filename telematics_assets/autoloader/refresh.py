@@ -24,6 +24,7 @@ from typing import Protocol
 import polars as pl
 
 from telematics_assets.autoloader.checkpoint import (
+    ATTEMPT_INFO,
     Checkpoint,
     Metadata,
     Plan,
@@ -32,6 +33,7 @@ from telematics_assets.autoloader.checkpoint import (
     Result,
     choices,
 )
+from telematics_assets.autoloader.counting import counted
 from telematics_assets.autoloader.discovery import Discovered
 from telematics_assets.catalog import FileStream, TableName
 from telematics_assets.engines.base import Progress, ProgressListener
@@ -170,7 +172,7 @@ class Refresher:
 
         # With the old stream's position taken, a loader that still holds a plan of it can't add its rows a second time.
         replaced = {} if refresh.replaces is None else {refresh.replaces: plan.batch_id}
-        positions = {**replaced, name.stream_id: plan.batch_id}
+        positions = {name.stream_id: plan.batch_id, **replaced}
         try:
             self._writer.rewrite(self._stream, table, plan, refresh.attempt, positions, publish, self._step, tell)
         except BasisMovedError:
@@ -225,16 +227,18 @@ class Refresher:
         table = self._named(refresh)
         self._step("identity_set")
         version = name.table_version + 1
-        for commit in table.commits(name.table_version):
+        commits = table.commits(name.table_version)
+        for commit in commits:
             table.make_durable(commit)
         self._step("made_durable")
         try:
-            result = self._checkpoint.result(plan.batch_id, refresh.attempt)
+            result = self._checkpoint.result(plan.batch_id, commits[0].info.get(ATTEMPT_INFO, refresh.attempt))
         except FileMissingError as error:
             raise CheckpointCorruptError(
                 f"{self._name} version {version} was made by a full refresh, but its result is lost: {error} Restore "
                 f"the folder from a copy, or {choices(self._stream.name)}"
             ) from None
+        result = counted(result, self._stream, table, self._checkpoint.volume_location)
         self._checkpoint.finish_refresh(refresh, Metadata(name.stream_id, table.id, plan.batch_id, version), result)
         self._step("refresh_published")
         return Refreshed(plan, result, version)

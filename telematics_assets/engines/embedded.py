@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from telematics_assets.autoloader.allocator import keep_freed_memory_in_few_places
-from telematics_assets.autoloader.checkpoint import Plan, Result
-from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, BatchWriter
+from telematics_assets.autoloader.checkpoint import ATTEMPT_INFO, DIGEST_INFO, Plan, Result
+from telematics_assets.autoloader.loader import BatchWriter
 from telematics_assets.autoloader.ordered import ahead
 from telematics_assets.autoloader.reading import Attempt, PlanRows, RestartError, first_schema
 from telematics_assets.autoloader.schema import changes, evolved, lost_own_fields

@@ -19,6 +19,8 @@ STREAM_ID_PROPERTY = "telematics.streamId"
 STREAM_NAME_PROPERTY = "telematics.stream"
 #: Text of the commit info: how many rows a commit wrote anew beside those that it added.
 REWRITTEN_INFO = "telematics.rewrittenRows"
+#: The same: positions of a commit by a writer that can set only one transaction, JSON by application.
+POSITIONS_INFO = "telematics.positions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,18 @@ class Table(Protocol):
         Returns:
             `_source_file` (STRING), `_source_file_modified_at` (TIMESTAMP), `rows` (BIGINT) and the newest `_batch_id`
             (BIGINT) of each.
+        """
+        ...
+
+    def brought(self, batch_id: int, marks: Sequence[str]) -> pa.Table:
+        """What one batch brought, by file.
+
+        Args:
+            batch_id: Number of the batch.
+            marks: Columns whose values are counted; those that the table lacks count as null.
+
+        Returns:
+            `_source_file` (STRING) and `rows` (BIGINT), and for each of `marks` how many have a value there (BIGINT).
         """
         ...
 

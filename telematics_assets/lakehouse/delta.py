@@ -36,7 +36,8 @@ from telematics_assets.errors import (
     VolumeUnavailableError,
 )
 from telematics_assets.lakehouse import log, merging, upkeep
-from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit, Merged
+from telematics_assets.lakehouse.base import POSITIONS_INFO, REWRITTEN_INFO, Commit, Merged
+from telematics_assets.lakehouse.counts import brought
 from telematics_assets.lakehouse.data_files import (
     DICTIONARY_BYTES,
     GROUP_ROWS,
@@ -97,7 +98,7 @@ class DeltaLakehouse:
         if self._store.is_empty(path):
             return None
         try:
-            return DeltaLakeTable(name, path, DeltaTable(path, storage_options=self._store.options), self._store)
+            return self._table(name, path, DeltaTable(path, storage_options=self._store.options))
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
@@ -139,7 +140,7 @@ class DeltaLakehouse:
                 failed = TableError(f"{name} can't be created at {path}: {_line(error)}.")
                 raise self._store.explain(error, path) or failed from error
             return table
-        table = DeltaLakeTable(name, path, handle, self._store)
+        table = self._table(name, path, handle)
         table.make_durable(Commit(0, "CREATE TABLE"))
         if not self._store.durable:
             top = os.path.dirname(self.uri)
@@ -147,6 +148,10 @@ class DeltaLakehouse:
                 path = os.path.dirname(path)
                 sync_folder(path)
         return table
+
+    def _table(self, name: TableName, path: str, handle: DeltaTable) -> DeltaLakeTable:
+        """The handle that this kind of lakehouse gives."""
+        return DeltaLakeTable(name, path, handle, self._store)
 
 
 class DeltaLakeTable:
@@ -608,6 +613,13 @@ class DeltaLakeTable:
             )
             return self._store.collect(frame).to_arrow(compat_level=pl.CompatLevel.oldest())
 
+    def brought(self, batch_id: int, marks: Sequence[str]) -> pa.Table:
+        """See `Table.brought`."""
+        with self._asking():
+            rows = self._store.scan(self._handle, self._path).filter(pl.col(BATCH_ID) == batch_id)
+            counts = brought(rows, self.schema.names, marks)
+            return self._store.collect(counts).to_arrow(compat_level=pl.CompatLevel.oldest())
+
     def make_durable(self, commit: Commit) -> None:
         """See `Table.make_durable`."""
         if self._store.durable:
@@ -798,6 +810,7 @@ class DeltaLakeTable:
                 entry = action["commitInfo"]
                 operation = str(entry.get("operation", ""))
                 info = {key: str(value) for key, value in entry.items() if key not in _OWN_KEYS}
+                info |= _texts(entry.get("userMetadata"))
             elif "txn" in action:
                 transactions[action["txn"]["appId"]] = int(action["txn"]["version"])
             elif "add" in action and action["add"].get("dataChange", True):
@@ -806,6 +819,7 @@ class DeltaLakeTable:
                 rows += int(json.loads(action["add"].get("stats") or "{}").get("numRecords", 0))
             elif "remove" in action and action["remove"].get("dataChange", True):
                 removes = True
+        transactions |= _numbers(info.get(POSITIONS_INFO))
         rewritten = int(info[REWRITTEN_INFO]) if info.get(REWRITTEN_INFO, "").isdecimal() else None
         removes = removes or operation.upper() in ("RESTORE", "TRUNCATE")
         return Commit(version, operation, info, transactions, rows - (rewritten or 0), files, size, removes, rewritten)
@@ -831,6 +845,19 @@ class DeltaLakeTable:
 
 def _stored(field: Any) -> Any:
     return field.with_type(storable(field.type))
+
+
+def _numbers(positions: str | None) -> dict[str, int]:
+    return {} if positions is None else {app: int(position) for app, position in json.loads(positions).items()}
+
+
+def _texts(user_metadata: object) -> dict[str, str]:
+    """The texts that a writer put into the one place that Spark has for them; others' remarks are none."""
+    try:
+        found = json.loads(user_metadata) if isinstance(user_metadata, str) else None
+    except ValueError:
+        return {}
+    return {key: str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _writer_properties(columns: int) -> WriterProperties:

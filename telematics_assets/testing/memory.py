@@ -43,6 +43,7 @@ from telematics_assets.engines.base import (
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import CommitConflictError
 from telematics_assets.lakehouse.base import REWRITTEN_INFO, Commit, Merged
+from telematics_assets.lakehouse.counts import brought
 from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.testing.source import MemorySource
 from telematics_assets.volumes.memory import MemoryVolume
@@ -236,6 +237,11 @@ class MemoryTable:
             pl.col(SOURCE_FILE_MODIFIED_AT).max(), pl.len().cast(pl.Int64).alias("rows"), pl.col(BATCH_ID).max()
         )
         return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    def brought(self, batch_id: int, marks: Sequence[str]) -> pa.Table:
+        """See `Table.brought`."""
+        rows = pl.DataFrame(self._rows()).lazy().filter(pl.col(BATCH_ID) == batch_id)
+        return brought(rows, self.schema.names, marks).collect().to_arrow(compat_level=pl.CompatLevel.oldest())
 
     def make_durable(self, commit: Commit) -> None:
         """Nothing to do: memory is as durable as it gets."""

@@ -14,10 +14,19 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from telematics_assets.autoloader.checkpoint import LEDGER_SCHEMA, Checkpoint, FileResult, Plan, Result, WholeListing
+from telematics_assets.autoloader.checkpoint import (
+    ATTEMPT_INFO,
+    DIGEST_INFO,
+    LEDGER_SCHEMA,
+    Checkpoint,
+    FileResult,
+    Plan,
+    Result,
+    WholeListing,
+)
 from telematics_assets.autoloader.discovery import Discovery
 from telematics_assets.autoloader.incremental import lower_bound
-from telematics_assets.autoloader.loader import ATTEMPT_INFO, DIGEST_INFO, STEPS, StreamLoader
+from telematics_assets.autoloader.loader import STEPS, StreamLoader
 from telematics_assets.catalog import FileStream, FileStreamOptions, TableContract, TableName
 from telematics_assets.engines.base import Backfill, IngestRequest, PendingFiles, ProgressListener
 from telematics_assets.errors import TransientError

@@ -24,30 +24,31 @@ from telematics_assets_tests.databases import Database
 from telematics_assets_tests.turns import SPARINGLY
 
 
-def _spared(platforms: Iterable[str]) -> list[object]:
+def _each(platforms: Iterable[str]) -> list[object]:
     """The names; a short run takes one variation of each case in memory, and all of them where tables are files."""
-    return [pytest.param(name, marks=SPARINGLY if name == "memory" else ()) for name in platforms]
+    marks: dict[str, pytest.MarkDecorator] = {"memory": SPARINGLY, "spark": pytest.mark.spark}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in platforms]
 
 
-@pytest.fixture(params=_spared(PLATFORMS))
+@pytest.fixture(params=_each(PLATFORMS))
 def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Platform:
     """Every engine."""
     return PLATFORMS[request.param](tmp_path)
 
 
-@pytest.fixture(params=_spared(CHECKPOINT_PLATFORMS))
+@pytest.fixture(params=_each(CHECKPOINT_PLATFORMS))
 def checkpoint_platform(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointPlatform:
     """Engines that share our checkpoint."""
     return CHECKPOINT_PLATFORMS[request.param](tmp_path)
 
 
-@pytest.fixture(params=DELTA_PLATFORMS)
+@pytest.fixture(params=_each(DELTA_PLATFORMS))
 def delta_platform(request: pytest.FixtureRequest, tmp_path: Path) -> DeltaPlatform:
     """Engines that share our checkpoint and keep Delta tables in a local folder."""
     return DELTA_PLATFORMS[request.param](tmp_path)
 
 
-@pytest.fixture(params=_spared(REPLICA_PLATFORMS))
+@pytest.fixture(params=_each(REPLICA_PLATFORMS))
 def replica_platform(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> ReplicaPlatform:
     """Every engine, beside a real database."""
     return REPLICA_PLATFORMS[request.param](tmp_path, database)

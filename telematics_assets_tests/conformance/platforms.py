@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from telematics_assets.catalog import FileStream, Names
 from telematics_assets.engines.base import Engine, FileState
+from telematics_assets.engines.checkpointed import CheckpointEngine
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.lakehouse.base import Lakehouse
 from telematics_assets.lakehouse.delta import DeltaLakehouse
@@ -105,15 +106,22 @@ class CheckpointPlatform(Platform):
     def lakehouse(self) -> Lakehouse:
         """The tables."""
 
-    def new_engine(self, *, settle_seconds: float = 0.0, incomplete_seconds: float = 0.0) -> Engine:
+    def new_engine(self, *, settle_seconds: float = 0.0, incomplete_seconds: float = 0.0) -> CheckpointEngine:
         """See `Platform.new_engine`."""
-        return EmbeddedEngine(
-            self.volume,
-            self.lakehouse,
-            Names(),
-            settle_seconds=settle_seconds,
-            incomplete_seconds=incomplete_seconds,
-        )
+        return self.engine_over(settle_seconds=settle_seconds, incomplete_seconds=incomplete_seconds)
+
+    def engine_over(self, volume: Volume | None = None, **options: Any) -> CheckpointEngine:
+        """An engine as a fresh process has it, which takes every file at once unless the options say otherwise.
+
+        Args:
+            volume: Stands between the engine and the landing Volume.
+            **options: See `CheckpointEngine`.
+        """
+        options = {"settle_seconds": 0.0, "incomplete_seconds": 0.0, **options}
+        return self._engine(volume or self.volume, options)
+
+    def _engine(self, volume: Volume, options: dict[str, Any]) -> CheckpointEngine:
+        return EmbeddedEngine(volume, self.lakehouse, Names(), **options)
 
     def engine_when(
         self,
@@ -128,10 +136,7 @@ class CheckpointPlatform(Platform):
             on_step: Told every step; what it raises ends the process there.
             volume: Stands between the engine and the landing Volume.
         """
-        volume = volume or self.volume
-        return EmbeddedEngine(
-            volume, self.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0, on_step=on_step, clock=now_ns
-        )
+        return self.engine_over(volume, on_step=on_step, clock=now_ns)
 
     def checkpoint(self, stream: FileStream) -> dict[str, bytes]:
         """A copy of the stream's checkpoint: content by path below its folder."""
@@ -150,8 +155,7 @@ class CheckpointPlatform(Platform):
 
     def meddle(self, path: str, moment: Moment, action: Callable[[], None], nth: int = 1) -> None:
         """Go on with a process during which something happens when a file is opened for the nth time."""
-        meddled = _MeddledVolume(self.volume, path, moment, action, nth)
-        self.engine = EmbeddedEngine(meddled, self.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0)
+        self.engine = self.engine_over(_MeddledVolume(self.volume, path, moment, action, nth))
 
 
 class MemoryPlatform(CheckpointPlatform):
@@ -304,7 +308,14 @@ class _MeddledSource:
         return self._source.tell()
 
 
-DELTA_PLATFORMS: dict[str, Callable[[Path], DeltaPlatform]] = {"embedded": DeltaPlatform}
+def _spark(home: Path) -> DeltaPlatform:
+    # Only where it is asked for: it needs Spark.
+    from telematics_assets_tests.conformance.spark import SparkPlatform
+
+    return SparkPlatform(home)
+
+
+DELTA_PLATFORMS: dict[str, Callable[[Path], DeltaPlatform]] = {"embedded": DeltaPlatform, "spark": _spark}
 CHECKPOINT_PLATFORMS: dict[str, Callable[[Path], CheckpointPlatform]] = {
     **DELTA_PLATFORMS,
     "memory": lambda _: MemoryPlatform(),

@@ -12,8 +12,8 @@ from typing import BinaryIO
 import pyarrow as pa
 import pytest
 
-from telematics_assets.catalog import FileStream, Names
-from telematics_assets.engines.embedded import EmbeddedEngine
+from telematics_assets.catalog import FileStream
+from telematics_assets.engines.checkpointed import CheckpointEngine
 from telematics_assets.errors import VolumeUnavailableError
 from telematics_assets.volumes.local import LocalVolume
 from telematics_assets_tests.conformance.platforms import LOCATION, DeltaPlatform
@@ -63,7 +63,7 @@ def test_a_disk_that_fails_under_a_reader_is_transient_and_nothing_is_lost(
     delta_platform.volume_put(f"{stream.folder}/a", data)
     volume = DyingVolume(delta_platform.at(""), LOCATION)
     volume.at_once = at_once
-    dying = EmbeddedEngine(volume, delta_platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0)
+    dying = delta_platform.engine_over(volume)
     for _ in range(2):
         with pytest.raises(VolumeUnavailableError, match=r"/a: .*It may go through later"):
             dying.ingest(stream)
@@ -77,8 +77,8 @@ def test_a_young_file_that_can_not_be_looked_into_is_no_unfinished_one(delta_pla
     delta_platform.volume_put("json/a", data)
     volume = DyingVolume(delta_platform.at(""), LOCATION)
     volume.at_once = True
-    ask: list[Callable[[EmbeddedEngine], object]] = [lambda e: e.look(stream), lambda e: e.files(stream)]
+    ask: list[Callable[[CheckpointEngine], object]] = [lambda e: e.look(stream), lambda e: e.files(stream)]
     for question in ask:
-        engine = EmbeddedEngine(volume, delta_platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=300)
+        engine = delta_platform.engine_over(volume, incomplete_seconds=300)
         with pytest.raises(VolumeUnavailableError):
             question(engine)

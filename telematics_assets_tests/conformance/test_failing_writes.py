@@ -12,8 +12,6 @@ from typing import BinaryIO
 import pytest
 
 from telematics_assets.autoloader import checkpoint
-from telematics_assets.catalog import Names
-from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import TelematicsError, VolumeUnavailableError
 from telematics_assets.staging import stage
 from telematics_assets.volumes.base import FileEntry, Volume
@@ -85,7 +83,7 @@ def test_a_checkpoint_that_can_not_be_written_is_told_and_the_next_load_goes_on(
         if platform.engine.look(STREAM).known:
             platform.engine.reset(STREAM, drop_table=True)
         volume = Refusing(platform.volume, nth, code, after=after)
-        engine = EmbeddedEngine(volume, platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0)
+        engine = platform.engine_over(volume)
         said: TelematicsError | None = None
         try:
             engine.ingest(STREAM)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from telematics_assets.catalog import FileStream, Names
+from telematics_assets.catalog import FileStream
 from telematics_assets.engines.base import Backfill, IngestRequest
-from telematics_assets.engines.embedded import EmbeddedEngine
+from telematics_assets.engines.checkpointed import CheckpointEngine
 from telematics_assets.errors import (
     CheckpointError,
     CommitConflictError,
@@ -440,7 +440,7 @@ def test_readers_see_the_rows_before_or_the_rows_after(delta_platform: DeltaPlat
     assert len(platform.rows(STREAM, "n")) == 4000
 
 
-def refreshing(platform: CheckpointPlatform, step: str, action: Callable[[], object]) -> EmbeddedEngine:
+def refreshing(platform: CheckpointPlatform, step: str, action: Callable[[], object]) -> CheckpointEngine:
     """An engine during whose refresh something happens at a step, once."""
     left = [action]
 
@@ -448,9 +448,7 @@ def refreshing(platform: CheckpointPlatform, step: str, action: Callable[[], obj
         if passed == step and left:
             elsewhere(left.pop())
 
-    return EmbeddedEngine(
-        platform.volume, platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0, on_step=on_step
-    )
+    return platform.engine_over(on_step=on_step)
 
 
 def test_a_sensor_that_looks_meanwhile_gets_sensible_answers(checkpoint_platform: CheckpointPlatform) -> None:
@@ -554,7 +552,7 @@ def test_a_column_that_becomes_a_large_decimal_loses_its_statistics_first(
             if len(intents) == 2:
                 raise KeyboardInterrupt
 
-        dying = EmbeddedEngine(delta_platform.volume, delta_platform.lakehouse, Names(), settle_seconds=0, on_step=die)
+        dying = delta_platform.engine_over(incomplete_seconds=300, on_step=die)
         with pytest.raises(KeyboardInterrupt):
             dying.ingest(stream, REFRESH)
         assert delta_platform.restart().ingest(stream).batches == ()

@@ -11,7 +11,7 @@ import pytest
 from telematics_assets.autoloader.loader import STEPS
 from telematics_assets.catalog import Column, FileStream, Names
 from telematics_assets.engines.base import IngestRequest, SchemaChange
-from telematics_assets.engines.embedded import EmbeddedEngine
+from telematics_assets.engines.checkpointed import CheckpointEngine
 from telematics_assets.errors import SchemaError
 from telematics_assets_tests.conformance.platforms import LOCATION, CheckpointPlatform, Platform
 from telematics_assets_tests.conformance.samples import csv_stream, json_stream, lines, parquet, parquet_stream
@@ -36,14 +36,12 @@ def declared(stream: FileStream, *columns: Column) -> FileStream:
     return dataclasses.replace(stream, contract=contract)
 
 
-def dying(platform: CheckpointPlatform, step: str) -> EmbeddedEngine:
+def dying(platform: CheckpointPlatform, step: str) -> CheckpointEngine:
     def on_step(passed: str) -> None:
         if passed == step:
             raise Killed
 
-    return EmbeddedEngine(
-        platform.volume, platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0, on_step=on_step
-    )
+    return platform.engine_over(on_step=on_step)
 
 
 # -- schema_evolution_mode ---------------------------------------------------------------------------------------------

@@ -301,6 +301,8 @@ def play(stream: FileStream, waves: list[Wave]) -> None:
     """Run the same on all platforms, reconcile each, and compare them with one another."""
     outcomes = {}
     for name, make in PLATFORMS.items():
+        if name == "spark":
+            continue
         with tempfile.TemporaryDirectory() as home:
             platform = make(Path(home))
             books, said = run(platform, stream, waves)

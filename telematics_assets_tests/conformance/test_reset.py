@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from telematics_assets.catalog import Names
 from telematics_assets.engines.base import IngestRequest
-from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import PermanentError
 from telematics_assets_tests.conformance.platforms import CheckpointPlatform
 from telematics_assets_tests.conformance.samples import json_stream, lines
@@ -33,7 +31,7 @@ def test_a_reset_that_dies_before_anything_it_does_in_the_checkpoint_can_be_run_
     while died:
         platform.restart().ingest(STREAM, IngestRequest(full_refresh=refreshed))
         volume = DyingVolume(platform.volume, Death(after))
-        engine = EmbeddedEngine(volume, platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0)
+        engine = platform.engine_over(volume)
         try:
             engine.reset(STREAM, **{way: True})
             died = False
@@ -63,7 +61,7 @@ def test_what_was_left_out_is_never_loaded_because_a_reset_died(checkpoint_platf
         platform.volume_put(f"json/new {after}.json", lines('{"n":"new"}'))
         platform.restart().ingest(stream)
         volume = DyingVolume(platform.volume, Death(after))
-        engine = EmbeddedEngine(volume, platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0)
+        engine = platform.engine_over(volume)
         try:
             engine.reset(stream, drop_table=True)
             died = False

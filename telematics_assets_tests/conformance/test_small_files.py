@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from telematics_assets.autoloader import reading
 from telematics_assets.catalog import Column, FileStream, Names
-from telematics_assets.engines import embedded
 from telematics_assets.engines.embedded import EmbeddedEngine
 from telematics_assets.errors import SchemaError
 from telematics_assets.testing import MemoryLakehouse, MemoryVolume
@@ -66,7 +66,7 @@ def loaded(stream: FileStream, waves: list[list[str]], *, together: bool) -> Any
     engine = EmbeddedEngine(volume, MemoryLakehouse(), Names(), settle_seconds=0, incomplete_seconds=0)
     reports: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "TOGETHER_LEAST", 2 if together else 1_000_000)
+        patch.setattr(reading, "TOGETHER_LEAST", 2 if together else 1_000_000)
         for wave, kinds in enumerate(waves):
             for number, kind in enumerate(kinds):
                 volume.put(f"parquet/{wave}-{number:03}", KINDS[kind], modified_ns=WHEN + number)

@@ -16,7 +16,7 @@ from deltalake import DeltaTable, write_deltalake
 from telematics_assets.autoloader.loader import STEPS
 from telematics_assets.catalog import Column, FileStream, Names
 from telematics_assets.engines.base import IngestRequest, SchemaChange
-from telematics_assets.engines.embedded import EmbeddedEngine
+from telematics_assets.engines.checkpointed import CheckpointEngine
 from telematics_assets.errors import CommitConflictError, TableMovedError, TableUnsupportedError
 from telematics_assets.lakehouse.base import STREAM_ID_PROPERTY
 from telematics_assets_tests.conformance.platforms import LOCATION, CheckpointPlatform, DeltaPlatform, Platform
@@ -253,7 +253,7 @@ def add_rows(platform: DeltaPlatform) -> None:
     write_deltalake(table, table.to_pyarrow_table().slice(0, 1), mode="append")
 
 
-def stopping(platform: CheckpointPlatform, step: str, action: Any) -> EmbeddedEngine:
+def stopping(platform: CheckpointPlatform, step: str, action: Any) -> CheckpointEngine:
     """An engine that does something when it passes a step for the first time."""
     done: list[str] = []
 
@@ -262,9 +262,7 @@ def stopping(platform: CheckpointPlatform, step: str, action: Any) -> EmbeddedEn
             done.append(step)
             action()
 
-    return EmbeddedEngine(
-        platform.volume, platform.lakehouse, Names(), settle_seconds=0, incomplete_seconds=0, on_step=on_step
-    )
+    return platform.engine_over(on_step=on_step)
 
 
 def in_a_thread(action: Any) -> Any:
