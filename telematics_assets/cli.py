@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -601,6 +602,41 @@ def doctor(as_json: Json = False) -> None:
                 console.print(f"    {escape(finding.fix)}", highlight=False)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+spark_app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Prepare the engine spark (TELEMATICS_ENGINE=spark).",
+)
+app.add_typer(spark_app, name="spark")
+
+
+@spark_app.command(
+    "jars",
+    epilog="Examples:\n\n"
+    "  telematics spark jars /opt/spark-jars         then, offline: export TELEMATICS_SPARK_JARS=/opt/spark-jars\n\n"
+    "  telematics spark jars                         into the folder that a first session would fill",
+)
+def spark_jars(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Where to put them; made if need be.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the jars that Spark needs, those that are not there yet, from Maven Central or your mirror."""
+    from telematics_assets.engines.spark.jars import default_folder, fetch
+    from telematics_assets.engines.spark.java import find_java
+
+    options = load_settings().spark
+    place = (folder or options.jars or default_folder()).absolute()
+    ivy_settings = options.conf.get("spark.jars.ivySettings")
+    files = fetch(place, find_java(options.java_home), options.repository, ivy_settings)
+    if as_json:
+        _print_json([str(file) for file in files])
+    else:
+        _console().print(f"{len(files)} jars are in {escape(str(place))}.", highlight=False)
 
 
 supabase_app = typer.Typer(

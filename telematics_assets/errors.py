@@ -173,3 +173,29 @@ class ReplicationError(PermanentError):
 
 class ReplicaLagsError(TransientError):
     """Raised when the database is behind what was read of it before: a standby that has not caught up yet."""
+
+
+class SparkError(PermanentError):
+    """Raised when Spark can't be used as it is set up: the message names what is in the way and how to mend it."""
+
+    def __init__(self, cause: str, fix: str = "") -> None:
+        super().__init__(f"{cause} {fix}".strip())
+        self.cause = cause
+        self.fix = fix
+
+
+class JavaMissingError(SparkError):
+    """Raised when there is no Java that Spark runs on."""
+
+
+class SparkJarsError(SparkError):
+    """Raised when jars that Spark needs are missing, or are not the ones they are called."""
+
+
+class SparkUnavailableError(TransientError):
+    """Raised when a cluster, a Connect server or a repository of jars did not answer this time."""
+
+    def __init__(self, cause: str, fix: str = "") -> None:
+        super().__init__(f"{cause} {fix}".strip())
+        self.cause = cause
+        self.fix = fix

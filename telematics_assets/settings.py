@@ -11,18 +11,20 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from telematics_assets.catalog import Names
+from telematics_assets.engines.spark.session import SparkOptions
 from telematics_assets.errors import SettingsError, TelematicsError
 from telematics_assets.microbatch.connection import NOT_CONFIGURED, PARTS, Supabase, resolve
 from telematics_assets.microbatch.local import CONNECTION_FILE, read_connection
 from telematics_assets.volumes.base import refuse_dbfs
 
-EngineName = Literal["embedded"]
+EngineName = Literal["embedded", "spark"]
 
 #: Intervals that a cron line can hold.
 _MINUTES = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)
@@ -30,14 +32,20 @@ _MINUTES = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, 120, 180, 240, 360, 480, 7
 _SCHEMES = ("abfss", "az", "s3", "gs")
 _URL = re.compile(rf"(?:{'|'.join(_SCHEMES)})://[\w.-]+(?:@[\w.-]+)?(?:/[\w.=+-]+)*", re.ASCII)
 _SECRET = re.compile(r"(?<=://)[^/@]*:[^/@]*(?=@)|\?.*")
+_REPOSITORY = re.compile(r"(?:https?://[\w.:\[\]-]+|file://)/[^\s?#@]*|https?://[\w.:\[\]-]+", re.ASCII)
 _ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 _HASH_KEY = "SUPABASE_HASH_KEY"
+_SPARK_CONF = "TELEMATICS_SPARK_CONF"
+_MASTER = re.compile(
+    r"local(?:\[(?:\*|[1-9]\d*)(?:,[1-9]\d*)?\])?|local-cluster\[\d+,\d+,\d+\]|spark://[\w.\-\[\]:,]+:\d+|yarn|k8s://\S+",
+    re.ASCII,
+)
 
 #: Every variable with its default and what it does; `.env.example` and the README list the same.
 VARIABLES: Mapping[str, tuple[str, str]] = {
     "TELEMATICS_HOME": ("./.telematics", "Folder or object store URL that mirrors Unity Catalog."),
-    "TELEMATICS_ENGINE": ("embedded", "Engine that executes the definitions: embedded."),
+    "TELEMATICS_ENGINE": ("embedded", "Engine that executes the definitions: embedded, spark."),
     "TELEMATICS_CATALOG": ("workspace", "Unity Catalog catalog."),
     "TELEMATICS_LANDING_SCHEMA": ("00_landing", "Schema of the landing Volume."),
     "TELEMATICS_BRONZE_SCHEMA": ("01_bronze", "Schema of the bronze tables."),
@@ -48,6 +56,11 @@ VARIABLES: Mapping[str, tuple[str, str]] = {
     "TELEMATICS_REPLICATE_MINUTES": ("5", "Interval of the schedule that replicates the Supabase tables, minutes."),
     "TELEMATICS_MAX_RUN_SECONDS": ("3600", "A run older than this no longer counts as in flight, seconds."),
     "TELEMATICS_DEMO_CHANGE_SECONDS": ("60", "While make dev runs: time between changes in its database; 0: none."),
+    "TELEMATICS_SPARK_MASTER": ("local[*]", "Spark master: local[n], spark://host:port, yarn, k8s://…."),
+    "TELEMATICS_SPARK_REMOTE": ("", "Spark Connect server instead of a master: sc://host:port."),
+    "TELEMATICS_SPARK_JARS": ("", "Folder with the jars that `telematics spark jars` fetched, for a machine offline."),
+    "TELEMATICS_SPARK_REPOSITORY": ("", "Maven repository or mirror to fetch the jars from; Maven Central if empty."),
+    _SPARK_CONF: ("", "Spark settings that win over ours, key=value with spaces between, quoted as in a shell."),
     "SUPABASE_DB_URL": (
         "",
         "Supabase's transaction pooler, postgresql://role.project-ref:password@host:6543/postgres.",
@@ -78,6 +91,7 @@ class Settings:
         max_run_seconds: Age at which a run no longer counts as in flight, seconds.
         demo_change_seconds: Time between two changes in the demo's database while `make dev` runs, or 0 for none.
         dagster_home: `DAGSTER_HOME` as set, or None.
+        spark: How the engine `spark` gets its session.
         supabase: The database to replicate, or None if none is configured, or wrongly. Where nothing is configured it
             is the demo's, while that runs.
         supabase_parts: Keys of the parts (`url`, `host` …, `hash_key`) that the environment gives, by their variables.
@@ -96,6 +110,7 @@ class Settings:
     max_run_seconds: int = 3600
     demo_change_seconds: float = 60.0
     dagster_home: Path | None = None
+    spark: SparkOptions = field(default_factory=SparkOptions)
     supabase: Supabase | None = None
     supabase_parts: Mapping[str, str] = field(default_factory=dict)
     supabase_problem: str | None = None
@@ -230,6 +245,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         max_run_seconds=max(1, round(number("TELEMATICS_MAX_RUN_SECONDS", 1))),
         demo_change_seconds=number("TELEMATICS_DEMO_CHANGE_SECONDS", 0),
         dagster_home=Path(dagster_home) if dagster_home else None,
+        spark=_spark({name: text(name) for name in VARIABLES}, env.get("JAVA_HOME", "").strip()),
         supabase=supabase,
         supabase_parts={
             part: variable
@@ -243,6 +259,56 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if supabase is None and problem is None and (local := read_connection(settings.local_supabase / CONNECTION_FILE)):
         return replace(settings, supabase=local.supabase, hash_key=settings.hash_key or local.hash_key)
     return settings
+
+
+def _spark(given: Mapping[str, str], java_home: str) -> SparkOptions:
+    master, remote = given["TELEMATICS_SPARK_MASTER"], given["TELEMATICS_SPARK_REMOTE"]
+    if not _MASTER.fullmatch(master):
+        raise SettingsError(
+            f"TELEMATICS_SPARK_MASTER={master!r} is not accepted. Use one of: local[*], local[4], spark://host:7077, "
+            "yarn, k8s://https://host:port."
+        )
+    if remote and not remote.startswith("sc://"):
+        # What stands behind the host may be a token.
+        raise SettingsError("TELEMATICS_SPARK_REMOTE is not accepted. Give a Spark Connect URL: sc://host:15002.")
+    if remote and master != VARIABLES["TELEMATICS_SPARK_MASTER"][0]:
+        raise SettingsError("TELEMATICS_SPARK_REMOTE and TELEMATICS_SPARK_MASTER exclude each other: unset one.")
+    repository = given["TELEMATICS_SPARK_REPOSITORY"]
+    if repository and not _REPOSITORY.fullmatch(repository):
+        raise SettingsError(
+            "TELEMATICS_SPARK_REPOSITORY is not accepted. Give the URL of a Maven repository, https://host/path, "
+            f"without user and password; for those set spark.jars.ivySettings in {_SPARK_CONF} to an Ivy settings file."
+        )
+    folder = given["TELEMATICS_SPARK_JARS"]
+    return SparkOptions(
+        master=master,
+        remote=remote or None,
+        jars=Path(folder).expanduser().absolute() if folder else None,
+        repository=repository or None,
+        conf=_spark_conf(given[_SPARK_CONF]),
+        java_home=Path(java_home) if java_home else None,
+    )
+
+
+def _spark_conf(text: str) -> dict[str, str]:
+    # Values may be keys of stores: none is shown.
+    usage = "Give key=value pairs with spaces between, quoted as in a shell: spark.executor.memory=4g 'spark.x=a b'."
+    try:
+        pairs = [pair.partition("=") for pair in shlex.split(text)]
+    except ValueError as error:
+        raise SettingsError(f"{_SPARK_CONF} is not accepted: {error}. {usage}") from None
+    conf: dict[str, str] = {}
+    for number, (key, equals, value) in enumerate(pairs, 1):
+        if not equals or not re.fullmatch(r"spark\.[^\s=]+", key):
+            raise SettingsError(f"{_SPARK_CONF} is not accepted: setting {number} is no spark.key=value. {usage}")
+        if key in conf:
+            raise SettingsError(f"{_SPARK_CONF} is not accepted: {key} stands there twice.")
+        if key in ("spark.master", "spark.remote"):
+            raise SettingsError(
+                f"{_SPARK_CONF} is not accepted: for {key} set TELEMATICS_{key.upper().replace('.', '_')}."
+            )
+        conf[key] = value
+    return conf
 
 
 def _unknown(env: Mapping[str, str]) -> dict[str, str]:

@@ -18,9 +18,13 @@ from hypothesis import settings as hypothesis_settings
 SOAK_SECONDS, SHORT_SOAK_SECONDS = 600.0, 6.0
 #: How much longer loops over kills, races and random input run with `--soak`.
 SOAK_FACTOR = 20
-_OURS = ("TELEMATICS_", "DAGSTER_", "SUPABASE_", "PG")
+_OURS = ("TELEMATICS_", "DAGSTER_", "SUPABASE_", "PG", "SPARK_", "PYSPARK_")
 
-pytest_plugins = ("telematics_assets_tests.cages", "telematics_assets_tests.databases")
+pytest_plugins = (
+    "telematics_assets_tests.cages",
+    "telematics_assets_tests.databases",
+    "telematics_assets_tests.sparks",
+)
 
 #: Examples of a property test that says no number of its own.
 EXAMPLES = 20

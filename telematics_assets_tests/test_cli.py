@@ -589,3 +589,14 @@ def test_backfill_loads_a_folder_and_leaves_the_rest_pending(landed: Telematics,
     assert "nothing to load" in nothing.err
     assert landed("backfill", "telematics").code == 2
     assert landed("backfill", "telematics", "--modified-before", "yesterday").code == 2
+
+
+def test_spark_jars_says_which_jars_a_mirror_does_not_have(telematics: Telematics, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    answer = telematics("spark", "jars", str(tmp_path / "jars"), TELEMATICS_SPARK_REPOSITORY=mirror.as_uri())
+    assert answer.code == 1
+    assert "org.postgresql:postgresql:42.7.8" in answer.err
+    answer = telematics("spark", "jars", str(tmp_path / "jars"), "--json", JAVA_HOME=str(tmp_path))
+    assert answer.code == 1
+    assert "openjdk-17-jre-headless" in answer.document["error"]

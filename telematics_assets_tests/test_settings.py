@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from telematics_assets.catalog import Names
+from telematics_assets.engines.spark.session import SparkOptions
 from telematics_assets.errors import DbfsDisabledError, SettingsError
 from telematics_assets.settings import VARIABLES, Settings, load_settings
 
@@ -44,6 +45,11 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "TELEMATICS_SENSOR_SECONDS": "30",
             "TELEMATICS_MAX_RUN_SECONDS": "7200",
             "TELEMATICS_DEMO_CHANGE_SECONDS": "0.5",
+            "TELEMATICS_SPARK_MASTER": "spark://one:7077,two:7077",
+            "TELEMATICS_SPARK_JARS": str(tmp_path / "jars"),
+            "TELEMATICS_SPARK_REPOSITORY": "https://mirror.example:8443/m2",
+            "TELEMATICS_SPARK_CONF": "spark.driver.memory=9g 'spark.driver.extraJavaOptions=-Da=1 -Db=2'",
+            "JAVA_HOME": str(tmp_path / "jvm"),
             "DAGSTER_HOME": str(tmp_path / "dagster"),
             "UNRELATED": "x",
         }
@@ -58,6 +64,13 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         max_run_seconds=7200,
         demo_change_seconds=0.5,
         dagster_home=tmp_path / "dagster",
+        spark=SparkOptions(
+            master="spark://one:7077,two:7077",
+            jars=tmp_path / "jars",
+            repository="https://mirror.example:8443/m2",
+            conf={"spark.driver.memory": "9g", "spark.driver.extraJavaOptions": "-Da=1 -Db=2"},
+            java_home=tmp_path / "jvm",
+        ),
     )
 
 
@@ -84,6 +97,53 @@ def test_an_unknown_engine_names_the_known_ones(engine: str) -> None:
 def test_a_misspelt_engine_is_answered_with_the_nearest() -> None:
     with pytest.raises(SettingsError, match="Did you mean 'embedded'"):
         load_settings({"TELEMATICS_ENGINE": "embeded"})
+
+
+def test_spark_is_an_engine_on_this_machine_unless_told_otherwise() -> None:
+    settings = load_settings({"TELEMATICS_ENGINE": "spark"})
+    assert (settings.engine, settings.spark) == ("spark", SparkOptions())
+    assert settings.spark.local
+    remote = load_settings({"TELEMATICS_SPARK_REMOTE": "sc://host:15002"}).spark
+    assert (remote.remote, remote.local) == ("sc://host:15002", False)
+
+
+@pytest.mark.parametrize(
+    "master", ["local", "local[4]", "local[*,3]", "local-cluster[2,1,1024]", "yarn", "k8s://https://host:6443"]
+)
+def test_masters_of_spark_are_taken(master: str) -> None:
+    assert load_settings({"TELEMATICS_SPARK_MASTER": master}).spark.master == master
+
+
+@pytest.mark.parametrize("master", ["local[0]", "local[x]", "spark://host", "mesos://host:1", "sc://host", "Yarn"])
+def test_another_master_is_refused_with_those_that_are_taken(master: str) -> None:
+    with pytest.raises(SettingsError, match="spark://host:7077") as refused:
+        load_settings({"TELEMATICS_SPARK_MASTER": master})
+    assert f"TELEMATICS_SPARK_MASTER={master!r}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"TELEMATICS_SPARK_REMOTE": "https://host/?token=hush"}, "Give a Spark Connect URL"),
+        ({"TELEMATICS_SPARK_REMOTE": "sc://host", "TELEMATICS_SPARK_MASTER": "yarn"}, "unset one"),
+        ({"TELEMATICS_SPARK_REPOSITORY": "https://user:hush@mirror/m2"}, "spark.jars.ivySettings"),
+        ({"TELEMATICS_SPARK_REPOSITORY": "https://mirror/m2?key=hush"}, "spark.jars.ivySettings"),
+        ({"TELEMATICS_SPARK_CONF": "spark.a=1 hush"}, "setting 2 is no spark.key=value"),
+        ({"TELEMATICS_SPARK_CONF": "fs.azure.account.key=hush"}, "setting 1 is no spark.key=value"),
+        ({"TELEMATICS_SPARK_CONF": "spark.a='hush"}, "No closing quotation"),
+        ({"TELEMATICS_SPARK_CONF": "spark.a=hush spark.a=2"}, "spark.a stands there twice"),
+        ({"TELEMATICS_SPARK_CONF": "spark.master=local"}, "set TELEMATICS_SPARK_MASTER"),
+    ],
+)
+def test_what_spark_can_not_be_told_is_refused_without_showing_secrets(given: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(told)) as refused:
+        load_settings(given)
+    assert any(name in str(refused.value) for name in given)
+    assert "hush" not in str(refused.value)
+
+
+def test_values_of_spark_settings_are_not_shown() -> None:
+    assert "hush" not in repr(load_settings({"TELEMATICS_SPARK_CONF": "spark.hadoop.fs.key=hush"}))
 
 
 SECONDS = [name for name in VARIABLES if name.endswith("_SECONDS")]

@@ -1,0 +1,1 @@
+"""Tests of the Spark engine's own behaviour, beyond what every engine must do."""
