@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SPARK := $(VENV)/.spark
 CANDIDATES := python3.13 python3.12 python3.11 python3
 PYTHON ?=
 PORT ?= 3000
@@ -36,7 +37,7 @@ FIND_PYTHON = \
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # An environment that was made in another folder points back there: it is made again. The pinned pip needs half the time of
 # the one that Python brings, and compiling on all cores afterwards is faster than pip's own.
@@ -61,6 +62,17 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt
 install: $(STAMP) ## Make .venv with everything in it, and nothing else
 	@echo "$(VENV) is ready. To have its commands at hand: . $(BIN)/activate"
 
+# Apart from the rest: Spark is as large as everything else together, and only its engine needs it.
+$(SPARK): $(STAMP)
+	@echo "Adding Apache Spark to $(VENV)"
+	@$(PIP_INSTALL) --constraint constraints.txt --no-compile --no-build-isolation --editable '.[spark]'
+	@$(BIN)/telematics spark jars
+	@touch $@
+
+.PHONY: spark
+spark: $(SPARK) ## Add Apache Spark to .venv, and fetch its jars; it runs on Java 17 or 21
+	@echo "$(VENV) has Apache Spark. To use it: TELEMATICS_ENGINE=spark"
+
 .PHONY: demo
 demo: $(STAMP) ## Land three waves of a simulated fleet, mirror an insurer's database, show the tables
 	@$(READ_ENV); exec $(BIN)/telematics demo
@@ -71,8 +83,12 @@ dev: $(STAMP) ## Open the Dagster UI on http://127.0.0.1:3000 (PORT=…), with t
 	exec $(BIN)/telematics beside $(BIN)/dg dev --host 127.0.0.1 --port $(PORT)
 
 .PHONY: test
-test: $(STAMP) ## Run all tests in parallel (TESTS=… picks some)
+test: $(STAMP) ## Run all tests but those on Spark, in parallel (TESTS=… picks some)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+.PHONY: test-spark
+test-spark: $(SPARK) ## Run the tests on Apache Spark: the same cases, and what only Spark has
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --spark $(TESTS)
 
 # Apart from the tests: watching every line takes three quarters of their time again.
 .PHONY: coverage
@@ -80,7 +96,7 @@ coverage: $(STAMP) ## Run all tests, and hold what share of the code they reach
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov
 
 .PHONY: lint
-lint: $(STAMP) ## Check style, format and types
+lint: $(SPARK) ## Check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -98,7 +114,7 @@ constraints: ## Pin the newest packages that pyproject.toml allows in constraint
 	@$(FIND_PYTHON); \
 	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	"$$python" -m venv "$$fresh" && \
-	"$$fresh/bin/python" -m pip install --quiet --upgrade pip setuptools '.[plots,dev]' && \
+	"$$fresh/bin/python" -m pip install --quiet --upgrade pip setuptools '.[plots,dev,spark]' && \
 	{ \
 		echo "# The exact packages that make installs, written by 'make constraints' with Python $$version."; \
 		"$$fresh/bin/python" -m pip freeze --all --exclude telematics_assets; \

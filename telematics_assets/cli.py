@@ -815,7 +815,7 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 
 def _engine(settings: Settings) -> Engine:
-    from telematics_assets.engines.embedded import open_engine
+    from telematics_assets.deployment import open_engine
 
     return open_engine(settings)
 

@@ -42,7 +42,13 @@ from telematics_assets.maintenance import maintenance_job, maintenance_schedule
 from telematics_assets.microbatch.connection import Supabase
 from telematics_assets.replica_checks import database_check
 from telematics_assets.replication import replication_job, replication_schedule, replication_sensor
-from telematics_assets.resources import EmbeddedEngineResource, EmbeddedLandingResource, SupabaseResource
+from telematics_assets.resources import (
+    EmbeddedEngineResource,
+    EmbeddedLandingResource,
+    SparkEngineResource,
+    SparkLandingResource,
+    SupabaseResource,
+)
 from telematics_assets.settings import EngineName, Settings, load_settings
 from telematics_assets.volumes.base import Volume
 
@@ -55,7 +61,18 @@ def _embedded(settings: Settings, supabase: Supabase | None) -> dict[str, Any]:
     }
 
 
-_RESOURCES: Mapping[EngineName, Callable[[Settings, Supabase | None], dict[str, Any]]] = {"embedded": _embedded}
+def _spark(settings: Settings, supabase: Supabase | None) -> dict[str, Any]:
+    return {
+        "engine": SparkEngineResource.from_settings(settings, supabase),
+        "landing": SparkLandingResource.from_settings(settings, supabase),
+        "supabase": supabase or SupabaseResource.from_settings(settings),
+    }
+
+
+_RESOURCES: Mapping[EngineName, Callable[[Settings, Supabase | None], dict[str, Any]]] = {
+    "embedded": _embedded,
+    "spark": _spark,
+}
 
 
 def file_stream_definitions(

@@ -10,8 +10,7 @@ https://docs.dagster.io/guides/build/external-resources
 """
 
 import threading
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,9 @@ import dagster as dg
 from pydantic import Field
 
 from telematics_assets.catalog import Names
+from telematics_assets.deployment import open_engine
 from telematics_assets.engines.base import Engine
+from telematics_assets.engines.spark.session import SparkOptions
 from telematics_assets.errors import SettingsError
 from telematics_assets.microbatch.connection import PARTS, Supabase, resolve
 from telematics_assets.microbatch.local import CONNECTION_FILE, read_connection
@@ -29,9 +30,10 @@ from telematics_assets.volumes.base import Volume
 if TYPE_CHECKING:
     from typing import Self
 
-    from telematics_assets.engines.embedded import EmbeddedEngine
+    from telematics_assets.engines.checkpointed import CheckpointEngine
 
 _OPENING = threading.Lock()
+_OPENED: "list[tuple[Settings, CheckpointEngine]]" = []
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Source:
     hash_key: str | None = field(default=None, repr=False)
 
 
-class _Embedded(dg.ConfigurableResource[Any]):
+class _Deployment(dg.ConfigurableResource[Any]):
     home: str = Field(description="Absolute folder, or object store URL, that mirrors Unity Catalog.")
     catalog: str = Field(description="Unity Catalog catalog.")
     landing_schema: str = Field(description="Schema of the landing Volume.")
@@ -61,21 +63,50 @@ class _Embedded(dg.ConfigurableResource[Any]):
             settings: The deployment.
             supabase: The database to replicate instead of the one that the settings name.
         """
-        return cls(
-            source=_Source(supabase, None, settings.hash_key) if supabase else _SourceResource.from_settings(settings),
-            home=str(settings.home),
-            catalog=settings.names.catalog,
-            landing_schema=settings.names.landing_schema,
-            bronze_schema=settings.names.bronze_schema,
-            volume=settings.names.volume,
-            settle_seconds=settings.settle_seconds,
-            incomplete_seconds=settings.incomplete_seconds,
+        return cls(**cls._parts(settings, supabase))
+
+    @staticmethod
+    def _parts(settings: Settings, supabase: Supabase | None) -> dict[str, Any]:
+        source = _Source(supabase, None, settings.hash_key) if supabase else _SourceResource.from_settings(settings)
+        return {
+            "source": source,
+            "home": str(settings.home),
+            "catalog": settings.names.catalog,
+            "landing_schema": settings.names.landing_schema,
+            "bronze_schema": settings.names.bronze_schema,
+            "volume": settings.names.volume,
+            "settle_seconds": settings.settle_seconds,
+            "incomplete_seconds": settings.incomplete_seconds,
+        }
+
+    def _settings(self) -> Settings:
+        return Settings(
+            home=parse_home(self.home),
+            names=Names(self.catalog, self.landing_schema, self.bronze_schema, self.volume),
+            settle_seconds=self.settle_seconds,
+            incomplete_seconds=self.incomplete_seconds,
+            supabase=self.source.supabase,
+            supabase_problem=self.source.problem,
+            hash_key=self.source.hash_key,
         )
 
-    def _engine(self) -> "EmbeddedEngine":
-        names = Names(self.catalog, self.landing_schema, self.bronze_schema, self.volume)
-        with _OPENING:
-            return _open(parse_home(self.home), names, self.settle_seconds, self.incomplete_seconds, self.source)
+
+class _Embedded(_Deployment):
+    def _engine(self) -> "CheckpointEngine":
+        return _opened(self._settings())
+
+
+class _Spark(_Deployment):
+    # No config: what the user sets for Spark may hold keys, and config is shown.
+    spark: dg.ResourceDependency[SparkOptions]
+
+    @classmethod
+    def from_settings(cls, settings: Settings, supabase: Supabase | None = None) -> "Self":
+        """See `_Deployment.from_settings`."""
+        return cls(spark=settings.spark, **cls._parts(settings, supabase))
+
+    def _engine(self) -> "CheckpointEngine":
+        return _opened(replace(self._settings(), engine="spark", spark=self.spark))
 
 
 class EmbeddedEngineResource(_Embedded):
@@ -88,6 +119,22 @@ class EmbeddedEngineResource(_Embedded):
 
 class EmbeddedLandingResource(_Embedded):
     """The landing Volume that the embedded engine reads."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> Volume:
+        """The Volume."""
+        return self._engine().volume
+
+
+class SparkEngineResource(_Spark):
+    """The engine that reads and writes by Apache Spark, in a session that a run makes when it first needs one."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> Engine:
+        """The engine; the same object for every tick and run of this process, and with it one session."""
+        return self._engine()
+
+
+class SparkLandingResource(_Spark):
+    """The landing Volume that Spark reads."""
 
     def create_resource(self, context: dg.InitResourceContext) -> Volume:
         """The Volume."""
@@ -141,21 +188,13 @@ class _SourceResource(SupabaseResource):
         return _Source(supabase, None, hash_key or None)
 
 
-@lru_cache(maxsize=4)
-def _open(
-    home: Path | str, names: Names, settle_seconds: float, incomplete_seconds: float, source: _Source
-) -> "EmbeddedEngine":
-    # Readers and writers are heavy: loading definitions must not import them.
-    from telematics_assets.engines.embedded import open_engine
-
-    return open_engine(
-        Settings(
-            home=home,
-            names=names,
-            settle_seconds=settle_seconds,
-            incomplete_seconds=incomplete_seconds,
-            supabase=source.supabase,
-            supabase_problem=source.problem,
-            hash_key=source.hash_key,
-        )
-    )
+def _opened(settings: Settings) -> "CheckpointEngine":
+    """The engine of these settings: one for the whole process."""
+    with _OPENING:
+        for known, engine in _OPENED:
+            if known == settings:
+                return engine
+        engine = open_engine(settings)
+        # Settings change where tests and demos change them.
+        _OPENED[:] = [*_OPENED[-3:], (settings, engine)]
+        return engine

@@ -38,6 +38,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE_ROOMS = (
     "autoloader",
     "catalog",
+    "deployment",
     "engines",
     "errors",
     "lakehouse",
@@ -180,7 +181,7 @@ def test_everything_that_make_installs_is_pinned() -> None:
     versions = {re.sub(r"[-_.]+", "-", pin.name).lower(): str(pin.specifier).removeprefix("==") for pin in pins}
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+-]+", line) for line in lines if not line.startswith("#"))
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["plots"], *extras["dev"]]:
+    for text in [*project["dependencies"], *extras["plots"], *extras["dev"], *extras["spark"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(versions[requirement.name.lower()]), text
 

@@ -36,8 +36,8 @@ from telematics_assets.catalog import FILE_STREAMS, REPLICATED_TABLES, FileStrea
 from telematics_assets.dagster_home import prepare_dagster_home
 from telematics_assets.definitions import build_definitions
 from telematics_assets.demo.fleet import FleetPlan, next_seed, simulate
+from telematics_assets.deployment import open_engine
 from telematics_assets.engines.checkpointed import open_volume
-from telematics_assets.engines.embedded import open_engine
 from telematics_assets.errors import MissingExtraError, PermanentError, PostgresStartError, RunLimitError
 
 if TYPE_CHECKING:

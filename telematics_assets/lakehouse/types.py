@@ -428,10 +428,15 @@ def statistics_columns(fields: Iterable[Any]) -> str:
 
 
 def has_true_statistics(field: Any) -> bool:
-    """Whether that property can name a field, and what delta-rs then writes of it is true."""
+    """Whether that property can name a field, and what delta-rs then writes of it is true.
+
+    Spark takes numbers, texts and times only: one other column in it, and every change of the schema fails.
+    """
     return bool(
         _PLAIN_NAME.fullmatch(field.name)
         and not pa.types.is_nested(field.type)
+        and not pa.types.is_boolean(field.type)
+        and not pa.types.is_binary(field.type)
         and not (pa.types.is_decimal(field.type) and field.type.precision > EXACT_STATISTICS_DIGITS)
     )
 

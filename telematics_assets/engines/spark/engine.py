@@ -7,18 +7,44 @@ Dagster.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from telematics_assets.autoloader.loader import BatchWriter
-from telematics_assets.catalog import Names
-from telematics_assets.engines.checkpointed import CheckpointEngine
+from telematics_assets.catalog import FileStream, Names
+from telematics_assets.engines.base import Finding
+from telematics_assets.engines.checkpointed import CheckpointEngine, open_volume
+from telematics_assets.engines.spark.doctor import findings
+from telematics_assets.engines.spark.session import session
 from telematics_assets.engines.spark.tables import SparkLakehouse
 from telematics_assets.engines.spark.writer import SparkWriter
+from telematics_assets.settings import Settings
 from telematics_assets.volumes.base import Volume
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+
+def open_engine(settings: Settings) -> SparkEngine:
+    """The Spark engine of a deployment; no session is made yet."""
+
+    def spark() -> SparkSession:
+        return session(settings.spark)
+
+    root = settings.home / "tables" if isinstance(settings.home, Path) else f"{settings.home}/tables"
+    return SparkEngine(
+        open_volume(settings),
+        SparkLakehouse(root, spark),
+        settings.names,
+        spark,
+        settle_seconds=settings.settle_seconds,
+        incomplete_seconds=settings.incomplete_seconds,
+        supabase=settings.supabase,
+        supabase_problem=settings.supabase_problem,
+        hash_key=settings.hash_key,
+        checks=lambda: findings(settings.spark),
+    )
 
 
 class SparkEngine(CheckpointEngine):
@@ -27,7 +53,13 @@ class SparkEngine(CheckpointEngine):
     name = "spark"
 
     def __init__(
-        self, volume: Volume, lakehouse: SparkLakehouse, names: Names, session: Callable[[], SparkSession], **more: Any
+        self,
+        volume: Volume,
+        lakehouse: SparkLakehouse,
+        names: Names,
+        session: Callable[[], SparkSession],
+        checks: Callable[[], Sequence[Finding]] | None = None,
+        **more: Any,
     ) -> None:
         """Tie the engine to a Volume, tables and a session.
 
@@ -36,11 +68,17 @@ class SparkEngine(CheckpointEngine):
             lakehouse: The tables.
             names: Catalog, schemas and Volume name.
             session: Gives the session; called at the first row.
+            checks: What `doctor` asks beyond Volume, tables and streams.
             **more: See `CheckpointEngine`.
         """
         super().__init__(volume, lakehouse, names, **more)
         self._tables = lakehouse
         self._session = session
+        self._checks = checks
+
+    def doctor(self, streams: Sequence[FileStream] = ()) -> Sequence[Finding]:
+        """See `Engine.doctor`."""
+        return [*super().doctor(streams), *(self._checks() if self._checks else ())]
 
     def _writer(self) -> BatchWriter:
         return SparkWriter(self._volume, self._tables, self._session)

@@ -93,6 +93,17 @@ class SparkTable(DeltaLakeTable):
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
+    def prepare(self, schema: pa.Schema) -> None:
+        """Make ready for rows of these columns; this handle may be at a later version then.
+
+        Raises:
+            CommitConflictError: If another writer committed meanwhile.
+        """
+        if not set(schema.names) <= set(self.schema.names) or any(
+            field.type != self.schema.field(field.name).type for field in schema
+        ):
+            self._keep_statistics_true(schema)
+
     def append_frame(
         self, schema: pa.Schema, rows: DataFrame, app_id: str, version: int, info: Mapping[str, str]
     ) -> Commit:
@@ -111,11 +122,8 @@ class SparkTable(DeltaLakeTable):
             TableMovedError: If somebody removed rows since the handle was opened; the rows were committed behind that.
         """
         self._refuse_casts(self.schema, schema)
-        adds = not set(schema.names) <= set(self.schema.names)
-        if adds:
-            self._keep_statistics_true(schema)
         before = self.version
-        options = {"mergeSchema": str(adds).lower()}
+        options = {"mergeSchema": str(not set(schema.names) <= set(self.schema.names)).lower()}
         self._save(rows, "append", {app_id: version}, info, options)
         return self._proven(before, {app_id: version}, info)
 
@@ -152,11 +160,6 @@ class SparkTable(DeltaLakeTable):
                 "Unset it, or use schema_evolution_mode='addNewColumns', which rescues what does not fit."
             )
         self._refuse_casts(self.schema, schema, widened=True)
-        before = self.version
-        if self._keep_statistics_true(schema) and self.version != before + 1:
-            raise CommitConflictError(
-                f"Another writer committed to {self._name} first. Nothing was changed; run again."
-            )
         there = pa.schema([self.schema.field(field.name) for field in schema if field.name in self.schema.names])
         old = self._rows(version=self.version).select(*map(_quoted, there.names))
         anew = old.mapInArrow(_widening(there, schema), spark_schema(schema))
@@ -221,7 +224,7 @@ class SparkTable(DeltaLakeTable):
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Spark's errors by their names."""
-        from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+        from py4j.protocol import Py4JJavaError
         from pyspark.errors import PySparkException
 
         try:

@@ -96,7 +96,7 @@ class SparkWriter:
             return mine.overwrite_frame(schema, rows, positions, info)
 
         schema = first_schema(self._volume, stream, plan.files)
-        return self._written(stream, table, schema, plan, attempt, commit, publish, on_step, progress)
+        return self._written(stream, table, schema, plan, attempt, commit, publish, on_step, progress, replaces=True)
 
     def _written(
         self,
@@ -109,6 +109,8 @@ class SparkWriter:
         publish: Callable[[Result], None],
         on_step: Callable[[str], None],
         progress: ProgressListener,
+        *,
+        replaces: bool = False,
     ) -> Commit:
         assert isinstance(table, SparkTable)
         known = Attempt(new_fields=lost_own_fields(stream, base))
@@ -117,6 +119,8 @@ class SparkWriter:
         on_step("reading")
         for number in count(1):
             schema = evolved(base, known.new_fields)
+            if not replaces:
+                table.prepare(schema)
             reading = Pass(
                 self._volume,
                 stream,
@@ -126,7 +130,7 @@ class SparkWriter:
                 ingested_at,
                 dict(known.verdicts),
                 tuple(known.new_fields),
-                table.next_entry,
+                table.next_entry if replaces or _widens(base, schema) else None,
             )
             progress(Progress("read", f"Spark reads {total} files", 0, total))
             # The pass commits at its end: whoever finds its commit after a crash must find this.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import SparkSession
 
+pytestmark = pytest.mark.spark
 DROPPED = {"artifacts", "derby.log", "metastore_db", "spark-warehouse"}
 
 
