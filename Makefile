@@ -121,6 +121,12 @@ constraints: ## Pin the newest packages that pyproject.toml allows in constraint
 	} > "$$fresh/constraints.txt" && cp "$$fresh/constraints.txt" constraints.txt
 	@echo "Wrote constraints.txt. Next: make test"
 
+# The jar is in the repository: only who changes its source needs a compiler (a JDK 17) and this.
+.PHONY: catalog-jar
+catalog-jar: $(STAMP) ## Compile the Spark catalogs in telematics_assets/engines/spark/jvm
+	@$(BIN)/telematics spark jars > /dev/null
+	@$(BIN)/python -m telematics_assets_tests.engines.spark.catalog_jar
+
 .PHONY: clean
 clean: ## Remove .venv, caches and build products (data in .telematics stays)
 	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

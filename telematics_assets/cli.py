@@ -59,6 +59,7 @@ from telematics_assets.errors import (
     DbfsDisabledError,
     MissingExtraError,
     OptionError,
+    QueryError,
     RunLimitError,
     SettingsError,
     SupabaseError,
@@ -73,6 +74,8 @@ from telematics_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
+    from pyspark.sql import SparkSession
     from rich.progress import TaskID
 
     from telematics_assets.demo.fleet import FleetPlan
@@ -542,20 +545,62 @@ def show(
     settings = load_settings()
     name = TableName.parse(table) if "." in table else settings.names.bronze(table)
     rows = _engine(settings).read(name, limit=limit)
-    if as_json:
-        _print_json([{key: _plain(value) for key, value in row.items()} for row in rows.to_pylist()])
-        return
-    import polars as pl
+    _show_rows(rows, as_json, str(name))
 
-    console = _console()
-    with pl.Config(
-        tbl_rows=limit,
-        tbl_cols=max(4, console.width // 16),
-        tbl_width_chars=console.width,
-        tbl_hide_dataframe_shape=True,
-    ):
-        console.print(f"{name}: {rows.num_rows} rows, {rows.num_columns} columns", highlight=False)
-        console.out(str(pl.from_arrow(rows)), highlight=False)
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  telematics sql 'SELECT * FROM workspace.`01_bronze`.telematics LIMIT 5'\n\n"
+    "  telematics sql 'SELECT count(*) AS policies FROM supabase_data.public.policies' --json\n\n"
+    "  telematics sql - < report.sql"
+)
+def sql(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="One statement of Spark SQL; - reads it from stdin.")],
+    limit: Annotated[int, typer.Option(min=1, help="At most this many rows.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Ask Spark in SQL, with the names that the tables have on Databricks (TELEMATICS_ENGINE=spark)."""
+    settings = load_settings()
+    if settings.engine != "spark":
+        raise SettingsError(f"The engine {settings.engine} knows no SQL. Set TELEMATICS_ENGINE=spark.")
+    from telematics_assets.engines.spark.queries import ask
+
+    spark = _spark_session(settings)
+    rows = ask(spark, sys.stdin.read() if query == "-" else query, settings.names, limit + 1)
+    if rows.num_rows > limit:
+        _note(f"There are more rows than {limit}: --limit shows more.")
+        rows = rows.slice(0, limit)
+    if rows.num_columns or as_json:
+        _show_rows(rows, as_json, "Answer")
+    else:
+        _console().print("Done.")
+
+
+@app.command(
+    "spark-shell",
+    epilog="Examples:\n\n"
+    "  telematics spark-shell\n\n"
+    "  telematics spark-shell -c 'spark.sql(\"SHOW TABLES IN workspace.`01_bronze`\").show()'",
+)
+def spark_shell(
+    command: Annotated[str | None, typer.Option("-c", "--command", help="Run this Python, and exit.")] = None,
+) -> None:
+    """Open a Python shell with `spark`, a session that knows the lake's tables and the database."""
+    settings = load_settings()
+    spark = _spark_session(settings)
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    from telematics_assets.engines.spark.queries import explain
+    from telematics_assets.engines.spark.shell import interact, run
+
+    if command is None:
+        interact(spark, settings.names, supabase=settings.supabase is not None)
+        return
+    try:
+        run(spark, command)
+    except (PySparkException, Py4JError) as error:
+        raise QueryError(explain(error, settings.names)) from None
 
 
 @app.command(
@@ -820,6 +865,15 @@ def _engine(settings: Settings) -> Engine:
     return open_engine(settings)
 
 
+def _spark_session(settings: Settings) -> SparkSession:
+    from telematics_assets.engines.spark.queries import open_session
+
+    spark = open_session(settings.spark, settings.home, settings.names, settings.supabase)
+    # What the loader needs is not what people type: names have no case on Databricks.
+    spark.conf.set("spark.sql.caseSensitive", "false")
+    return spark
+
+
 def _found_tables(settings: Settings) -> Sequence[FoundTable]:
     supabase = settings.require_supabase()
     if importlib.util.find_spec("adbc_driver_postgresql") is None:
@@ -1062,6 +1116,24 @@ def _show(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str) -> None:
         for row in rows:
             _row(table, *row.values())
         _titled(title, table)
+
+
+def _show_rows(rows: pa.Table, as_json: bool, title: str) -> None:
+    """Rows of any table, for a script or for eyes."""
+    if as_json:
+        _print_json([{key: _plain(value) for key, value in row.items()} for row in rows.to_pylist()])
+        return
+    import polars as pl
+
+    console = _console()
+    with pl.Config(
+        tbl_rows=rows.num_rows,
+        tbl_cols=max(4, console.width // 16),
+        tbl_width_chars=console.width,
+        tbl_hide_dataframe_shape=True,
+    ):
+        console.print(f"{title}: {rows.num_rows} rows, {rows.num_columns} columns", highlight=False)
+        console.out(str(pl.from_arrow(rows)), highlight=False)
 
 
 @contextmanager

@@ -192,6 +192,10 @@ class SparkJarsError(SparkError):
     """Raised when jars that Spark needs are missing, or are not the ones they are called."""
 
 
+class QueryError(PermanentError):
+    """Raised when a query can't be answered as it is written: the message says why, and what to look at."""
+
+
 class SparkUnavailableError(TransientError):
     """Raised when a cluster, a Connect server or a repository of jars did not answer this time."""
 

@@ -274,5 +274,8 @@ def test_a_wheel_ships_the_package_alone(repository: Path, tmp_path: Path) -> No
         names = set(archive.namelist())
     shipped = {name for name in names if ".dist-info/" not in name}
     expected = {str(path.relative_to(repository)) for path in MODULES}
+    catalogs = PACKAGE / "engines" / "spark"
+    data = {catalogs / "telematics-catalogs.jar", *(catalogs / "jvm").rglob("*.java")}
+    expected |= {str(path.relative_to(repository)) for path in data}
     assert shipped == expected | {"telematics_assets/py.typed", "telematics_assets/dagster.yaml"}
     assert any(name.endswith("licenses/LICENSE") for name in names)

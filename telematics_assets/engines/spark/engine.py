@@ -16,7 +16,7 @@ from telematics_assets.catalog import FileStream, Names
 from telematics_assets.engines.base import Finding
 from telematics_assets.engines.checkpointed import CheckpointEngine, open_volume
 from telematics_assets.engines.spark.doctor import findings
-from telematics_assets.engines.spark.session import session
+from telematics_assets.engines.spark.queries import open_session
 from telematics_assets.engines.spark.tables import SparkLakehouse
 from telematics_assets.engines.spark.writer import SparkWriter
 from telematics_assets.settings import Settings
@@ -30,7 +30,7 @@ def open_engine(settings: Settings) -> SparkEngine:
     """The Spark engine of a deployment; no session is made yet."""
 
     def spark() -> SparkSession:
-        return session(settings.spark)
+        return open_session(settings.spark, settings.home, settings.names, settings.supabase)
 
     root = settings.home / "tables" if isinstance(settings.home, Path) else f"{settings.home}/tables"
     return SparkEngine(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from telematics_assets.engines.spark import jars
+from telematics_assets.engines.spark.catalogs import JAR
 from telematics_assets.engines.spark.java import find_java
 from telematics_assets.errors import MissingExtraError, SparkError, SparkUnavailableError
 
@@ -269,13 +270,13 @@ def _start(options: SparkOptions, more: Mapping[str, str]) -> SparkSession:
         )
     java = find_java(options.java_home)
     reach(options)
-    files = []
+    files = [JAR]
     if not brings_own_delta(options):
         if options.jars is not None:
-            files = list(jars.check(options.jars))
+            files += jars.check(options.jars)
         else:
             ivy_settings = options.conf.get("spark.jars.ivySettings")
-            files = list(jars.fetch(jars.default_folder(), java, options.repository, ivy_settings))
+            files += jars.fetch(jars.default_folder(), java, options.repository, ivy_settings)
     settings = settings_of(options, more, ",".join(file.absolute().as_uri() for file in files))
     master = options.master
     if master == "local[*]":

@@ -210,7 +210,7 @@ def test_a_master_or_server_that_does_not_answer_is_said_at_once() -> None:
         place = f"127.0.0.1:{server.getsockname()[1]}"
         for options in (SparkOptions(remote=f"sc://{place}/;token=hush"), SparkOptions(master=f"spark://{place}")):
             with pytest.raises(SparkUnavailableError, match=f"does not answer at {place}") as refused:
-                session(options)
+                reach(options)
             assert "hush" not in str(refused.value)
         server.listen()
         assert reach(SparkOptions(remote=f"sc://{place}/;token=hush")) == place
