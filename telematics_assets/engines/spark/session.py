@@ -12,6 +12,7 @@ Spark Connect, and engines know no Dagster.
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 from telematics_assets.engines.spark import jars
 from telematics_assets.engines.spark.catalogs import JAR
 from telematics_assets.engines.spark.java import find_java
+from telematics_assets.engines.spark.shipping import ship
 from telematics_assets.errors import MissingExtraError, SparkError, SparkUnavailableError
 
 if TYPE_CHECKING:
@@ -249,6 +251,9 @@ def _start(options: SparkOptions, more: Mapping[str, str]) -> SparkSession:
     from pyspark.sql import SparkSession
 
     if options.remote is not None:
+        # Without them pyspark ends the process, and calls that a success.
+        if any(importlib.util.find_spec(module) is None for module in ("google", "grpc", "grpc_status", "zstandard")):
+            raise MissingExtraError("Spark Connect", "spark")
         reach(options)
         settings = settings_of(options, more)
         try:
@@ -257,6 +262,7 @@ def _start(options: SparkOptions, more: Mapping[str, str]) -> SparkSession:
             raise MissingExtraError("Spark Connect", "spark") from None
         except PySparkException as error:
             raise SparkError(f"The Spark Connect server gave no session: {_first_line(error)}") from error
+        ship(spark, _own_folder(), connect=True)
         _hush()
         return spark
 
@@ -294,9 +300,11 @@ def _start(options: SparkOptions, more: Mapping[str, str]) -> SparkSession:
             f"Spark did not start: {_first_line(error)}",
             "What it printed on stderr says more; `telematics doctor` looks at Java, jars and settings.",
         ) from error
-    if options.local:
-        # Functions of this package run in Python processes beside the JVM: they need this interpreter's packages.
+    if options.local or "spark.pyspark.python" in settings:
+        # Functions of this package run in Python processes beside the JVMs, which need its libraries.
         spark.sparkContext.pythonExec = settings.get("spark.pyspark.python", sys.executable)
+    if not options.local:
+        ship(spark, folder, connect=False)
     _hush()
     return spark
 

@@ -13,6 +13,7 @@ comes after they looked is a conflict that Delta itself sees.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from telematics_assets.engines.spark.tasks import OVERTAKEN, SURPRISED
 from telematics_assets.errors import (
     BasisMovedError,
     CommitConflictError,
+    SparkError,
     TableError,
     TableMovedError,
     TableUnsupportedError,
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 #: Settings of a session hold for all its threads.
 _SETTINGS = RLock()
 _CONFLICTS = ("DELTA_CONCURRENT", "Concurrent", "DELTA_METADATA_CHANGED", "MetadataChangedException", "ProtocolChanged")
-_GONE = "__telematics_gone"
+#: Parts of a plan where nobody says how many cores there are.
+_CONNECT_TASKS = 8
 
 
 class PassFailedError(Exception):
@@ -266,6 +269,9 @@ def parallelism(spark: SparkSession) -> int:
     given = spark.conf.get("spark.sql.leafNodeDefaultParallelism", None)
     if given is not None:
         return int(given)
+    if not hasattr(spark, "_jsparkSession"):
+        # A Connect server does not tell; a plan has no more parts than files.
+        return _CONNECT_TASKS
     return int(spark.sparkContext.defaultParallelism)
 
 
@@ -273,6 +279,12 @@ def explained(name: TableName, text: str) -> Exception:
     """What an error of Spark means, by its text."""
     line = _line(text)
     lowered = text.lower()
+    if missing := re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", text):
+        return SparkError(
+            f"Spark's executors run a Python that has no module {missing[1]}.",
+            "Install pyarrow, polars and numpy there, in the versions of this machine, and name that interpreter: "
+            "TELEMATICS_SPARK_CONF='spark.pyspark.python=/path/to/python'.",
+        )
     if "permission denied" in lowered or "read-only file system" in lowered:
         return TableError(f"{name} can't be written: {line}. Check the permissions of Spark's user.")
     if any(word in text for word in ("DELTA_NOT_NULL_CONSTRAINT", "DELTA_VIOLATE_CONSTRAINT", "constraint violat")):
