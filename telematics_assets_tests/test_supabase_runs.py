@@ -37,7 +37,7 @@ HASH_KEY = "kept-from-everybody-0123456789"
 
 
 class House:
-    """A code location that is configured by its environment, and Dagster's records."""
+    """A code location that is configured by its environment, and Dagster's records on disk."""
 
     def __init__(self, database: Database, home: Path, instance: dg.DagsterInstance) -> None:
         self.database = database
@@ -79,7 +79,10 @@ def house(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setenv("SUPABASE_SSLMODE", "disable")
     monkeypatch.setenv("SUPABASE_HASH_KEY", HASH_KEY)
-    with dg.DagsterInstance.ephemeral() as instance:
+    records = tmp_path / "dagster"
+    records.mkdir()
+    # Only an instance that is kept can be handed to a schedule.
+    with dg.DagsterInstance.local_temp(str(records)) as instance:
         yield House(database, tmp_path / "lake", instance)
 
 
