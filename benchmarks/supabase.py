@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -72,13 +72,27 @@ def planned(session: Session) -> tuple[str, tuple[ColumnPlan, ...]]:
 
 def work_extract(supabase: Supabase, home: Path) -> int:
     """Ours: every row in bronze types, batch by batch."""
+    from telematics_assets.microbatch.cut import locking
     from telematics_assets.microbatch.extract import Anomalies, extract
+    from telematics_assets.microbatch.parallel import read_together
     from telematics_assets.microbatch.session import transaction
+    from telematics_assets.microbatch.snapshot import heap_of
+    from telematics_assets.microbatch.source import describe
+    from telematics_assets.microbatch.types import plan_columns
 
     def extracted() -> int:
         with transaction(supabase) as session:
-            rows, plans = planned(session)
-            return sum(batch.num_rows for batch in extract(session, rows, plans, anomalies=Anomalies()))
+            table = describe(session, TABLE)
+            plans, anomalies, heap = plan_columns(table), Anomalies(), heap_of(session, table)
+
+            def read(session: Session, part: str | None) -> Generator[pa.RecordBatch, None, None]:
+                return extract(session, table.rows_sql, plans, anomalies=anomalies, where=part)
+
+            if heap is not None and heap.parts():
+                batches = read_together(session, heap.parts(), read, lock=f"{locking(TABLE)} NOWAIT")
+            else:
+                batches = read(session, None)
+            return sum(batch.num_rows for batch in batches)
 
     return timed(extracted)
 

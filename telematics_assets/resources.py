@@ -152,6 +152,7 @@ class SupabaseResource(dg.ConfigurableResource[Any]):
     database: str = Field(default="", description="Database.")
     sslmode: str = Field(default="", description="verify-full, verify-ca or require; disable on loopback.")
     ca: str = Field(default="", description="File with the CA's certificate.")
+    connections: str = Field(default="", description="Connections that read a large table together, at most.")
     hash_key: str = Field(default="", repr=False, description="Secret key of hashed columns.")
     demo: str = Field(default="", description="Where nothing else is given: the file by which the demo's is found.")
 

@@ -72,6 +72,10 @@ VARIABLES: Mapping[str, tuple[str, str]] = {
     "SUPABASE_DATABASE": ("", "Database; postgres if nothing says otherwise."),
     "SUPABASE_SSLMODE": ("", "verify-full if nothing says otherwise; verify-ca, require; disable on loopback only."),
     "SUPABASE_CA": ("", "File with the certificate of the project's CA, for verify-full."),
+    "SUPABASE_CONNECTIONS": (
+        "",
+        "Connections of the pooler that read a large table together; 4, or one for each processor, if nothing is said.",
+    ),
     _HASH_KEY: ("", "Secret key of hashed columns, 16 random characters or more; the same for ever."),
 }
 

@@ -9,6 +9,7 @@ https://supabase.com/docs/guides/database/connecting-to-postgres
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,10 +35,14 @@ PARTS: Mapping[str, str] = {
     "database": "SUPABASE_DATABASE",
     "sslmode": "SUPABASE_SSLMODE",
     "ca": "SUPABASE_CA",
+    "connections": "SUPABASE_CONNECTIONS",
 }
 #: The parts that hold a secret.
 SECRET_PARTS = ("url", "password")
 _OPTIONAL = {"port": str(TRANSACTION_PORT), "database": "postgres", "sslmode": "verify-full", "ca": ""}
+#: Connections that read a large table together: as many if nothing is said, and more than there are processors would
+#: only wait for them; and as many at most.
+_CONNECTIONS, _MOST_CONNECTIONS = 4, 32
 
 PASTE = "Copy it from the project's page: Connect, Transaction pooler (aws-<N>-<region>.pooler.supabase.com)."
 GET_CA = "Download the certificate from the project's page (Database Settings, SSL Configuration) and set SUPABASE_CA."
@@ -72,6 +77,7 @@ class Supabase:
         ca: File with the CA's certificate; the machine's own CAs if None.
         connect_seconds: How long one address of the host may take to answer.
         silence_seconds: How long an answer may take before it is looked whether the server is still at work for it.
+        connections: How many connections of the pooler a batch may take; more than one for large tables only.
     """
 
     host: str
@@ -83,8 +89,14 @@ class Supabase:
     ca: Path | None = None
     connect_seconds: int = 10
     silence_seconds: float = 300.0
+    connections: int = field(default_factory=lambda: _usual_connections())
 
     def __post_init__(self) -> None:
+        if not 1 <= self.connections <= _MOST_CONNECTIONS:
+            raise SettingsError(
+                f"SUPABASE_CONNECTIONS={self.connections} is not accepted. Give a number from 1 to "
+                f"{_MOST_CONNECTIONS}: how many connections of the pooler a batch may take."
+            )
         self._check_host()
         self._check_login()
         self._check_tls()
@@ -220,16 +232,22 @@ def resolve(parts: Mapping[str, str]) -> Supabase | None:
             raise SettingsError(
                 f"{PARTS['url']} and {PARTS[key]} say different things. Set one of them, or the same in both."
             )
-    if not given:
+    if not given.keys() - {"connections"}:
         return None
     missing = [PARTS[key] for key in ("host", "user", "password") if key not in given]
     if missing:
         raise SettingsError(f"The Supabase connection lacks {' and '.join(missing)}. {NOT_CONFIGURED}")
-    given = _OPTIONAL | given
+    given = _OPTIONAL | {"connections": str(_usual_connections())} | given
     try:
         port = int(given["port"])
     except ValueError:
         raise SettingsError(f"SUPABASE_PORT is no number. The transaction pooler has {TRANSACTION_PORT}.") from None
+    try:
+        connections = int(given["connections"])
+    except ValueError:
+        raise SettingsError(
+            f"SUPABASE_CONNECTIONS={given['connections']!r} is no number. Give one from 1 to {_MOST_CONNECTIONS}."
+        ) from None
     return Supabase(
         host=given["host"],
         user=given["user"],
@@ -238,7 +256,13 @@ def resolve(parts: Mapping[str, str]) -> Supabase | None:
         database=given["database"],
         sslmode=cast(SslMode, given["sslmode"]),
         ca=Path(given["ca"]).expanduser().absolute() if given["ca"] else None,
+        connections=connections,
     )
+
+
+def _usual_connections() -> int:
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_CONNECTIONS, here)
 
 
 def _trimmed(key: str, text: str) -> str:

@@ -79,7 +79,7 @@ class Cut:
         return self.oldest
 
 
-def locking(source: str, *, tombstones: bool) -> str:
+def locking(source: str, *, tombstones: bool = False) -> str:
     """What keeps the table from being rewritten, emptied or dropped while it is read: the transaction's first word.
 
     A lock takes no snapshot. Without one, an ALTER that rewrites the table between cut and reading shows no rows,

@@ -9,7 +9,8 @@ Whole columns are looked at first; only where one holds something that bronze ca
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +41,10 @@ _SPECIAL_NUMBERS = pa.array(["NaN", "Infinity", "-Infinity"])
 
 
 class Anomalies:
-    """Collects what bronze could not show, by column and kind."""
+    """Collects what bronze could not show, by column and kind; from several threads if need be."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._found: dict[tuple[str, str], tuple[int, str]] = {}
 
     def add(self, plan: ColumnPlan, kind: str, values: int, example: str) -> None:
@@ -59,8 +61,9 @@ class Anomalies:
                 f"Column {plan.source} is part of the key and holds {example!r} ({kind}), which {plan.arrow} does not "
                 "hold: its row could not be told from others. Correct the row, or declare another unique key."
             )
-        before, first = self._found.get((plan.source, kind), (0, example))
-        self._found[plan.source, kind] = (before + values, first)
+        with self._lock:
+            before, first = self._found.get((plan.source, kind), (0, example))
+            self._found[plan.source, kind] = (before + values, first)
 
     @property
     def found(self) -> tuple[Anomaly, ...]:
@@ -78,7 +81,7 @@ def extract(
     order_by: str | None = None,
     limit: int | None = None,
     rescued: bool = False,
-) -> Iterator[pa.RecordBatch]:
+) -> Generator[pa.RecordBatch, None, None]:
     """Read rows as batches of some MiB in the schema `arrow_schema(plans)`.
 
     Args:

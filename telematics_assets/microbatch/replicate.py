@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -57,7 +57,8 @@ from telematics_assets.microbatch.drift import (
 )
 from telematics_assets.microbatch.extract import Anomalies, extract
 from telematics_assets.microbatch.keys import Keys, Wanted, differences, marked, parts_of
-from telematics_assets.microbatch.lengths import refuse_long_rows
+from telematics_assets.microbatch.lengths import are_short, refuse_long_rows
+from telematics_assets.microbatch.parallel import read_together
 from telematics_assets.microbatch.position import (
     NOTE_INFO,
     SOURCE_PROPERTY,
@@ -73,7 +74,7 @@ from telematics_assets.microbatch.position import (
     standing,
 )
 from telematics_assets.microbatch.session import BeginningRefusedError, Connection, Session
-from telematics_assets.microbatch.snapshot import next_piece
+from telematics_assets.microbatch.snapshot import Heap, heap_of, next_piece
 from telematics_assets.microbatch.source import (
     IDENTITY_QUESTIONS,
     SourceTable,
@@ -151,6 +152,16 @@ class _Batch:
     @cached_property
     def partitions(self) -> int:
         return partitions(self.session, self.source)
+
+    @cached_property
+    def heap(self) -> Heap | None:
+        """The table's blocks, if several connections may read it."""
+        return heap_of(self.session, self.source) if self.session.connections > 1 else None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Conditions that divide all rows; empty if one connection is to read them."""
+        return self.heap.parts() if self.heap else ()
 
 
 @dataclass(frozen=True)
@@ -580,7 +591,7 @@ class Replicator:
             return False
         tell(Progress("read", f"{self._declared.source}: snapshot ({reason}), piece {pieces + 1}", pieces))
         self._step("reading")
-        piece = next_piece(batch.session, batch.source, batch.key, start, self._piece_rows)
+        piece = next_piece(batch.session, batch.source, batch.key, start, self._piece_rows, batch.heap)
         after = stands
         if piece.end is None:
             # Ranges are of several moments: what went in between is found by its tombstones, or by a sweep.
@@ -588,7 +599,7 @@ class Replicator:
             after = replace(stands, complete=1, swept_us=batch.cut.clock_us if seen else 0)
         following = None if piece.end is None else list(piece.end)
         note = self._note(batch, reason=reason, pieces=pieces + 1, next=following)
-        self._appended(batch, self._extracted(batch, piece.where), after, note, books)
+        self._appended(batch, self._extracted(batch, piece.where, parts=piece.parts), after, note, books)
         # What changed while it went on is there to be had at once.
         return piece.end is not None or pieces > 0
 
@@ -607,10 +618,7 @@ class Replicator:
         changed = Wanted(key)
         with self._keys(batch) as lost:
             with self._keys(batch) as ours, self._keys(batch) as theirs:
-                refuse_long_rows(batch.session, batch.source, batch.columns.plans, batch.key, None)
-                for rows in extract(
-                    batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=batch.anomalies, rescued=True
-                ):
+                for rows in self._read(batch, None, batch.anomalies, batch.parts):
                     self._require_keys(rows, batch)
                     ours.add(marked(pa.Table.from_batches([rows]), key))
                 for held in batch.table.stream(there):
@@ -642,7 +650,7 @@ class Replicator:
         info = {NOTE_INFO: json.dumps(self._note(batch, reason=reason, pieces=0, next=None))}
         with self._committing(batch.table, books):
             commit = batch.table.overwrite(
-                batch.columns.schema, self._extracted(batch, None), after.transactions(), info
+                batch.columns.schema, self._extracted(batch, None, parts=batch.parts), after.transactions(), info
             )
         self._committed(batch.table, commit, books)
         books.inserted += commit.rows
@@ -652,17 +660,49 @@ class Replicator:
     # Rows ------------------------------------------------------------------------------------------------------------
 
     def _extracted(
-        self, batch: _Batch, where: str | None, anomalies: Anomalies | None = None, *, checked: bool = False
+        self,
+        batch: _Batch,
+        where: str | None,
+        anomalies: Anomalies | None = None,
+        *,
+        parts: Sequence[str] = (),
+        checked: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         schema = batch.columns.schema
-        if not checked:
-            refuse_long_rows(batch.session, batch.source, batch.columns.plans, batch.key, where)
         counted = batch.anomalies if anomalies is None else anomalies
-        for rows in extract(
-            batch.session, batch.source.rows_sql, batch.columns.plans, anomalies=counted, where=where, rescued=True
-        ):
+        for rows in self._read(batch, where, counted, parts, checked=checked):
             moment = pa.repeat(pa.scalar(batch.cut.begun_us, schema.field(REPLICATED_AT).type), rows.num_rows)
             yield pa.RecordBatch.from_arrays([*rows.columns, moment], schema=schema)
+
+    def _read(
+        self,
+        batch: _Batch,
+        where: str | None,
+        anomalies: Anomalies,
+        parts: Sequence[str] = (),
+        *,
+        checked: bool = False,
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of the source as they arrive.
+
+        Args:
+            batch: The batch.
+            where: Which ones; None for all.
+            anomalies: Collects what bronze can't show.
+            parts: Conditions that divide them, so that several connections may read.
+            checked: Whether it is known that none of them is too long.
+        """
+        source, plans = batch.source, batch.columns.plans
+
+        def read(session: Session, which: str | None) -> Generator[pa.RecordBatch, None, None]:
+            return extract(session, source.rows_sql, plans, anomalies=anomalies, where=which, rescued=True)
+
+        # Each connection holds some rows at once: long ones are read by one only.
+        if parts and are_short(batch.session, source, plans, where):
+            return read_together(batch.session, parts, read, lock=f"{cuts.locking(self._declared.source)} NOWAIT")
+        if not checked:
+            refuse_long_rows(batch.session, source, plans, batch.key, where)
+        return read(batch.session, where)
 
     def _keys(self, batch: _Batch) -> Keys:
         return Keys([plan.name for plan in batch.key_plans], parts_of(max(batch.source.rows, batch.table.count())))
@@ -691,7 +731,11 @@ class Replicator:
             return
         # All rows are looked at for a few: what bronze can't show was counted before, or is not new.
         for rows in self._extracted(
-            batch, None if but is None else f"({but}) IS NOT TRUE", Anomalies(), checked=but is None
+            batch,
+            None if but is None else f"({but}) IS NOT TRUE",
+            Anomalies(),
+            parts=batch.parts if but is None else (),
+            checked=but is None,
         ):
             chosen = wanted.among(rows)
             if chosen.num_rows:

@@ -12,7 +12,7 @@ outside a transaction its several round trips meet different server connections,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import adbc_driver_manager
@@ -75,6 +75,21 @@ class Session:
         self._watch = watch
         #: Whether an answer was not read to its end.
         self.cut_short = False
+        #: What is called before the transaction ends, however it does.
+        self.ending = ExitStack()
+
+    @property
+    def connections(self) -> int:
+        """How many connections may be at work at once."""
+        return self._supabase.connections
+
+    def beside(self) -> Connection:
+        """Another connection to the same database, which is tried once."""
+        return Connection(self._supabase, ())
+
+    def cut(self) -> None:
+        """End the connection at once: whoever waits for an answer, in another thread, gets an error."""
+        self._watch.cut()
 
     def run(self, statement: str) -> None:
         """Execute a statement that answers nothing; several are separated by `;`."""
@@ -177,7 +192,8 @@ class Connection:
         """
         session = retried(lambda: self._begun(first), self._pauses if pauses is None else pauses)
         try:
-            yield session
+            with session.ending:
+                yield session
             if session.cut_short:
                 # Another word would first have to read the rest.
                 self.close()
@@ -187,6 +203,10 @@ class Connection:
             # Ending the connection ends the transaction, and spares reading what is under way.
             self.close()
             raise
+
+    def cut(self) -> None:
+        """End the connection at once: whoever waits for an answer, in another thread, gets an error."""
+        self._watch.cut()
 
     def close(self) -> None:
         """End the connection; another transaction opens it again."""

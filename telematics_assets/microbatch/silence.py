@@ -42,7 +42,8 @@ class Watch:
         self._port = port
         self._seconds = seconds
         self._is_at_it = is_at_it
-        self._mine: frozenset[_Ends] | None = None
+        #: None while it is being opened.
+        self._mine: frozenset[_Ends] | None = frozenset()
         self._others: frozenset[_Ends] = frozenset()
         #: Since when an answer is waited for, by the monotonic clock.
         self._since: float | None = None
@@ -54,7 +55,8 @@ class Watch:
     def opening(self) -> Iterator[None]:
         """The connection is opened in this block, and no other one that is watched; `close` ends the watch."""
         with _OPENING:
-            self._mine, self._others, self.fired = None, self._sockets(), False
+            # In this order: `cut` may be called meanwhile, and must spare the others.
+            self._others, self._mine, self.fired = self._sockets(), None, False
             # Nothing takes long there; and whoever asks must open a connection, too.
             opened = self._guarded(min(self._seconds, _OPENING_SECONDS), None)
             try:

@@ -47,6 +47,12 @@ def test_a_connection_that_falls_silent_amid_the_rows_is_given_up(database: Data
         assert session.value("SELECT 1") == 1
 
 
+def test_ending_a_connection_that_was_not_opened_yet_ends_no_other(database: Database) -> None:
+    with transaction(database.supabase) as session:
+        session.beside().cut()
+        assert session.value("SELECT 1") == 1
+
+
 def test_a_pooler_that_answers_nothing_any_more_is_given_up(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
