@@ -169,7 +169,9 @@ class Table(Protocol):
                 not converted.
             gone: Keys of rows to take out, none of them in `rows`; keys that the table does not have are no error.
             key: Columns that identify a row; never null.
-            positions: Applications with their new positions.
+            positions: Applications with their new positions. The first must be higher than it ever was: a writer that
+                can set only one sets this one, notes all of them in the same commit (`POSITIONS_INFO`) and sets them in
+                a second one right behind it.
             info: Texts for the commit info.
             unseen: Columns that don't count when rows are compared.
 

@@ -277,6 +277,7 @@ class DeltaLakeTable:
         adds = pa.table(self._handle.get_add_actions(flatten=True))
         ranges = None
         rewrites = merging.are_long(rows) or merging.has_long_rows(adds) or len(mine) > merging.WIDE_COLUMNS
+        rewrites = rewrites or self._lacks_feature(rows.schema)
         if rewrites or sum(adds["size_bytes"].to_pylist()) > merging.HELD_BYTES:
             found = self._found(changes)
             spread = merging.spread(found, changes, adds)
@@ -292,6 +293,12 @@ class DeltaLakeTable:
             # Where nothing changes, delta-rs commits nothing, positions neither.
             return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
         return Merged(self._verified(positions, before), *counts)
+
+    def _lacks_feature(self, schema: pa.Schema) -> bool:
+        """Whether columns to add need a feature of the table that others want to be allowed by hand first."""
+        if set(schema.names) <= set(self.schema.names):
+            return False
+        return any("protocol" in action for action in log.schema_change(self._handle, schema, replace=False))
 
     def _found(self, changes: merging.Changes) -> pl.DataFrame:
         with self._asking():

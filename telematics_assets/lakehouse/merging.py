@@ -94,21 +94,14 @@ def merge(
         ranges: See `Spread`.
     """
     added = changes.added(mine)
-    marker = _MARKER
-    taken = {*changes.rows.schema.names, *mine.names}
-    while marker in taken:
-        marker += "_"
-    schema = pa.schema([*mine, *(changes.rows.schema.field(name) for name in added), (marker, pa.bool_())])
-    source = pa.concat_tables(
-        [_shaped(changes.rows, schema, marker, gone=False), _shaped(changes.gone, schema, marker, gone=True)]
-    )
+    source, marker = gathered(changes, mine)
     compared = changes.compared(mine)
     differs = [f"(target.{_sql(name)} IS DISTINCT FROM source.{_sql(name)})" for name in compared]
     # Nothing else tells 0.0 from -0.0.
     zeros = [_sql(name) for name in compared if pa.types.is_floating(mine.field(name).type)]
     differs += [f"(target.{zero} = 0 AND 1.0 / target.{zero} <> 1.0 / source.{zero})" for zero in zeros]
     differs += [f"(source.{_sql(name)} IS NOT NULL)" for name in added]
-    values = {_sql(name): f"source.{_sql(name)}" for name in schema.names if name != marker}
+    values = {_sql(name): f"source.{_sql(name)}" for name in source.schema.names if name != marker}
     is_gone = f"source.{_sql(marker)}"
     same = [f"(target.{_sql(name)} = source.{_sql(name)})" for name in changes.key]
     merger = handle.merge(
@@ -127,6 +120,26 @@ def merge(
             merger = merger.when_matched_update(values, predicate=f"(NOT {is_gone}) AND {_any(differs)}")
         merger = merger.when_not_matched_insert(values, predicate=f"NOT {is_gone}")
     return dict(merger.execute())
+
+
+def gathered(changes: Changes, mine: pa.Schema) -> tuple[pa.Table, str]:
+    """What is merged as one table: the table's columns and those to add, null where they are not given.
+
+    Args:
+        changes: What is merged.
+        mine: The table's schema.
+
+    Returns:
+        The table, and its column that says which rows are to go.
+    """
+    marker = _MARKER
+    taken = {*changes.rows.schema.names, *mine.names}
+    while marker in taken:
+        marker += "_"
+    added = (changes.rows.schema.field(name) for name in changes.added(mine))
+    schema = pa.schema([*mine, *added, (marker, pa.bool_())])
+    rows = [_shaped(changes.rows, schema, marker, gone=False), _shaped(changes.gone, schema, marker, gone=True)]
+    return pa.concat_tables(rows), marker
 
 
 def find(rows: pl.LazyFrame, changes: Changes) -> pl.LazyFrame:

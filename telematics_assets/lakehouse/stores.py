@@ -434,6 +434,8 @@ def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None, file_col
         [f"{path}/{unquote(name)}" for name in paths],
         schema=schema,
         missing_columns="insert",
+        # Spark's merges leave an empty column for the change data feed in them.
+        extra_columns="ignore",
         glob=False,
         hive_partitioning=False,
         include_file_paths=file_column,

@@ -25,6 +25,7 @@ from telematics_assets.catalog import TableName, interval_ns
 from telematics_assets.errors import CommitConflictError, SchemaError, TableError
 from telematics_assets.lakehouse import log
 from telematics_assets.lakehouse.data_files import write_data_files
+from telematics_assets.lakehouse.rewriting import CHANGE_TYPE
 from telematics_assets.lakehouse.statistics import listed_columns
 from telematics_assets.lakehouse.stores import TableStore
 
@@ -157,6 +158,8 @@ def file_rows(
         # One row group at a time: values that stand in dictionaries take more memory than its size says.
         for batch in source.iter_batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(row_bytes, 1))), [number], names):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            # Spark's merges leave it in data files, without a value.
+            columns.pop(CHANGE_TYPE, None)
             if not others and not set(columns) <= set(schema.names):
                 raise SchemaError(f"{file['path']} of {name} has columns that the table has not. It is left as it is.")
             try:

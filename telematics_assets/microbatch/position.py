@@ -13,7 +13,7 @@ takes away.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from telematics_assets.catalog import ReplicatedTable
@@ -23,6 +23,7 @@ from telematics_assets.lakehouse.base import STREAM_NAME_PROPERTY, Commit, Table
 #: Table property that ties a table to its source.
 SOURCE_PROPERTY = "telematics.source"
 _GENERATION = "telematics.generation"
+_VERSION = "telematics.version"
 _RETENTION = "delta.setTransactionRetentionDuration"
 #: Text of the commit info: what a snapshot and a look at changed columns want to know of the last commit.
 NOTE_INFO = "telematics.replication"
@@ -68,10 +69,10 @@ class Standing:
     def transactions(self) -> dict[str, int]:
         """The transactions of a commit that leaves the table standing here."""
         rest = {f"{self.app_id}.{name}": getattr(self, name) for name in _PARTS}
-        return {_GENERATION: self.generation, self.app_id: self.position, **rest}
+        return {_VERSION: self.version, _GENERATION: self.generation, self.app_id: self.position, **rest}
 
 
-_PARTS = ("start", "started_us", "clock_us", "swept_us", "swept_to", "columns", "complete", "partitions", "version")
+_PARTS = ("start", "started_us", "clock_us", "swept_us", "swept_to", "columns", "complete", "partitions")
 
 
 def identity_of(database: str, oid: int, mode: str) -> str:
@@ -91,18 +92,30 @@ def _app_id(identity: str, generation: int) -> str:
 
 def generation(table: Table) -> int:
     """Number of the last snapshot that was begun; 0 before the first."""
-    return table.position(_GENERATION) or 0
+    return _said(table)(_GENERATION) or 0
 
 
 def standing(table: Table, identity: str) -> Standing | None:
     """Where the table stands for this source, or None if its rows are not of it."""
-    number = generation(table)
+    said = _said(table)
+    number = said(_GENERATION) or 0
     app_id = _app_id(identity, number)
-    position = table.position(app_id)
+    position = said(app_id)
     if position is None:
         return None
-    parts = {name: table.position(f"{app_id}.{name}") for name in _PARTS}
-    return Standing(identity, number, position, **{name: value or 0 for name, value in parts.items()})
+    parts = {name: said(f"{app_id}.{name}") or 0 for name in _PARTS}
+    return Standing(identity, number, position, **parts, version=said(_VERSION) or 0)
+
+
+def _said(table: Table) -> Callable[[str], int | None]:
+    """What the last commit of ours says of positions."""
+    version = table.position(_VERSION)
+    if version is not None and version < table.version:
+        # Its transactions may lack all but one: then it notes them, and nobody has set them yet.
+        for commit in reversed(table.commits(version - 1, held=True)):
+            if _GENERATION in commit.transactions:
+                return commit.transactions.get
+    return table.position
 
 
 def at(stands: Standing, table: Table) -> Standing:
@@ -156,7 +169,9 @@ def make_durable(table: Table, stands: Standing) -> None:
     """
     held = table.commits(stands.version - 1, held=True)
     if held and held[0].version == stands.version:
-        table.make_durable(held[0])
+        for commit in held:
+            if commit is held[0] or stands.app_id in commit.transactions:
+                table.make_durable(commit)
 
 
 def last_note(table: Table, stands: Standing) -> Mapping[str, object] | None:

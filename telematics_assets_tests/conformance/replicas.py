@@ -88,4 +88,19 @@ def memory(tmp_path: Path, database: Database) -> ReplicaPlatform:
     return ReplicaPlatform(database, lambda at: engine)
 
 
-REPLICA_PLATFORMS: dict[str, Callable[[Path, Database], ReplicaPlatform]] = {"embedded": embedded, "memory": memory}
+def spark(tmp_path: Path, database: Database) -> ReplicaPlatform:
+    """The Spark engine over Delta tables in a local folder."""
+    # Only where it is asked for: it needs Spark.
+    from telematics_assets.engines.spark.engine import SparkEngine
+    from telematics_assets.engines.spark.tables import SparkLakehouse
+    from telematics_assets_tests.conformance.spark import session
+
+    volume, lakehouse = MemoryEngine().volume, SparkLakehouse(tmp_path / "tables", session)
+    return ReplicaPlatform(database, lambda at: SparkEngine(volume, lakehouse, Names(), session, supabase=at.supabase))
+
+
+REPLICA_PLATFORMS: dict[str, Callable[[Path, Database], ReplicaPlatform]] = {
+    "embedded": embedded,
+    "memory": memory,
+    "spark": spark,
+}

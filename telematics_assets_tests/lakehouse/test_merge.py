@@ -10,10 +10,12 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
 from telematics_assets.catalog import TableName
+from telematics_assets.engines.spark.tables import SparkLakehouse
 from telematics_assets.errors import CommitConflictError, SchemaError, TableUnsupportedError
 from telematics_assets.lakehouse.base import Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse
@@ -24,11 +26,16 @@ NAME = TableName("workspace", "01_bronze", "merged")
 SCHEMA = pa.schema([("id", pa.int64()), ("Ünï select", pa.string()), ("order", pa.float64())])
 
 
-@pytest.fixture(params=["delta", "large delta", "memory"])
+@pytest.fixture(params=["delta", "large delta", "memory", pytest.param("spark", marks=pytest.mark.spark)])
 def lakehouse(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lakehouse:
     if request.param == "large delta":
         # As if every file were too large to be held.
         monkeypatch.setattr("telematics_assets.lakehouse.merging.HELD_BYTES", -1)
+    if request.param == "spark":
+        # Only where it is asked for: it needs Spark.
+        from telematics_assets_tests.conformance.spark import session
+
+        return SparkLakehouse(tmp_path, session)
     return MemoryLakehouse() if request.param == "memory" else DeltaLakehouse(tmp_path)
 
 
@@ -88,7 +95,8 @@ def test_positions_are_committed_although_no_row_changes(lakehouse: Lakehouse) -
     same = table.merge(rows_of(table, (1, "a", 1.0)), keys(), ["id"], {"x": 2}, {})
     none = table.merge(rows_of(table), keys(), ["id"], {"x": 3}, {})
     assert (same.updated, none.updated, table.version, table.position("x")) == (0, 0, 3, 3)
-    assert not same.commit.removes_data
+    # Spark writes files anew in which a key was found, whatever becomes of its row.
+    assert same.commit.removes_data == isinstance(lakehouse, SparkLakehouse)
 
 
 def test_columns_are_added_and_those_that_are_not_given_become_null_where_rows_change(lakehouse: Lakehouse) -> None:
@@ -103,6 +111,19 @@ def test_columns_are_added_and_those_that_are_not_given_become_null_where_rows_c
     opened = lakehouse.open(NAME)
     assert opened is not None
     assert opened.schema.field("neu").metadata[b"comment"] == b"said"
+
+
+def test_a_column_of_a_type_that_is_a_feature_of_the_table_is_added(lakehouse: Lakehouse) -> None:
+    table = made(lakehouse)
+    table.merge(rows_of(table, (1, "a", 1.0)), keys(), ["id"], {"x": 1}, {})
+    local = pa.field("local", pa.timestamp("us"), metadata={"comment": "said"})
+    given = pa.Table.from_pylist([{"id": 1, "local": None}, {"id": 7, "local": 8}], pa.schema([SCHEMA[0], local]))
+    done = table.merge(given, keys(), ["id"], {"x": 2}, {})
+    assert (done.inserted, done.updated, table.version) == (1, 0, 2)
+    found = lakehouse.open(NAME)
+    assert found is not None
+    assert found.schema.field("local").metadata[b"comment"] == b"said"
+    assert [row[-1] is None for row in shown(lakehouse)] == [True, False]
 
 
 def test_whoever_committed_in_between_makes_it_a_conflict(lakehouse: Lakehouse) -> None:
@@ -238,3 +259,16 @@ print(done.updated, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     updated, more = map(int, run.stdout.split())
     assert updated == 2
     assert more < 200 << 10
+
+
+def test_the_empty_column_that_a_merge_of_spark_leaves_in_data_files_is_no_one_s(tmp_path: Path) -> None:
+    table = made(DeltaLakehouse(tmp_path))
+    for number in (1, 2):
+        table.append(table.schema, rows_of(table, (number, "a", 1.0)).to_batches(), "x", number, {})
+    for path in Path(table.uri).glob("*.parquet"):
+        held = pq.read_table(path)
+        pq.write_table(held.append_column("_change_type", pa.nulls(held.num_rows, pa.string())), path)
+    expected = [(1, "a", 1.0), (2, "a", 1.0)]
+    assert shown(DeltaLakehouse(tmp_path)) == expected
+    assert table.compact()
+    assert shown(DeltaLakehouse(tmp_path)) == expected

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from telematics_assets.catalog import TableName
+from telematics_assets.engines.spark import merging
 from telematics_assets.engines.spark.tasks import OVERTAKEN, SURPRISED
 from telematics_assets.errors import (
     BasisMovedError,
@@ -33,9 +34,10 @@ from telematics_assets.errors import (
     TableUnsupportedError,
     VolumeUnavailableError,
 )
-from telematics_assets.lakehouse.base import POSITIONS_INFO, REWRITTEN_INFO, Commit
+from telematics_assets.lakehouse.base import POSITIONS_INFO, REWRITTEN_INFO, Commit, Merged
 from telematics_assets.lakehouse.delta import DeltaLakehouse, DeltaLakeTable
-from telematics_assets.lakehouse.log import entry_path
+from telematics_assets.lakehouse.log import entry_path, refuse_features, refuse_what_rows_must_obey
+from telematics_assets.lakehouse.merging import Changes
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -43,11 +45,11 @@ if TYPE_CHECKING:
 
     from telematics_assets.lakehouse.stores import TableStore
 
-#: Settings of a session hold for all its threads.
-_SETTINGS = RLock()
 _CONFLICTS = ("DELTA_CONCURRENT", "Concurrent", "DELTA_METADATA_CHANGED", "MetadataChangedException", "ProtocolChanged")
 #: Parts of a plan where nobody says how many cores there are.
 _CONNECT_TASKS = 8
+#: Text of the commit info by which a merge knows its own commit.
+_MERGE_INFO = "telematics.merge"
 
 
 class PassFailedError(Exception):
@@ -164,10 +166,92 @@ class SparkTable(DeltaLakeTable):
             )
         self._refuse_casts(self.schema, schema, widened=True)
         there = pa.schema([self.schema.field(field.name) for field in schema if field.name in self.schema.names])
-        old = self._rows(version=self.version).select(*map(_quoted, there.names))
+        old = self._rows(version=self.version).select(*map(merging.quoted, there.names))
         anew = old.mapInArrow(_widening(there, schema), spark_schema(schema))
         info = {**info, REWRITTEN_INFO: str(self.count())}
         return self._replaced(anew.unionByName(rows), {app_id: version}, info)
+
+    def merge(
+        self,
+        rows: pa.Table,
+        gone: pa.Table,
+        key: Sequence[str],
+        positions: Mapping[str, int],
+        info: Mapping[str, str],
+        unseen: Sequence[str] = (),
+    ) -> Merged:
+        """See `Table.merge`.
+
+        A conflict is not tried again here, whoever was first: rows and positions were read for the version that this
+        handle shows, so that the caller begins anew with the next one. Rows that are appended by `append`, as those of
+        a first snapshot are, do not come here: they are written by this process.
+        """
+        mine = self.schema
+        self._refuse_casts(mine, rows.schema)
+        self._refuse_casts(mine, gone.schema)
+        # Spark would take them; the positions behind the merge must not fail where the merge did not.
+        refuse_features(self._handle, self._name, replaces=True)
+        refuse_what_rows_must_obey(self._handle, self._name, replaces=False)
+        if not set(rows.schema.names) <= set(mine.names):
+            self._keep_statistics_true(rows.schema)
+        if not rows.num_rows and not gone.num_rows:
+            return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
+        if self._lacks_feature(rows.schema):
+            return super().merge(rows, gone, key, positions, info, unseen)
+        before = self.version
+        attempt = uuid.uuid4().hex
+        told = {**info, POSITIONS_INFO: json.dumps(dict(positions)), _MERGE_INFO: attempt}
+        changes = Changes(rows, gone, tuple(key), tuple(unseen))
+        first = next(iter(positions.items()))
+        try:
+            with self._running():
+                merging.merge(self._session(), self._path, changes, mine, first, told, self.next_entry)
+        except PassFailedError as error:
+            raise error.cause from error
+        commit = self._own_merge(before, attempt)
+        if commit is None:
+            # Where nothing changes, Spark may commit nothing, positions neither.
+            return Merged(self._positioned(rows.schema, positions, info), 0, 0, 0)
+        (said,) = (action["commitInfo"] for action in self._actions(commit.version) if "commitInfo" in action)
+        counts = [int(said["operationMetrics"][f"numTargetRows{what}"]) for what in ("Inserted", "Updated", "Deleted")]
+        if len(positions) > 1:
+            # A log entry on disk behind one that is not would be a table that nobody can open.
+            self.make_durable(commit)
+            # Whoever was faster has seen the positions that the merge noted, or leaves them to be found there.
+            with suppress(CommitConflictError):
+                commit = self._positioned(rows.schema, positions, info)
+        return Merged(commit, *counts)
+
+    def _own_merge(self, before: int, attempt: str) -> Commit | None:
+        """The commit of the merge that was just made, which the handle then shows; None if there is none, nor others.
+
+        Raises:
+            CommitConflictError: If Spark left the merge out, because another writer was first.
+        """
+        self._handle.update_incremental()
+        behind: list[Commit] = []
+        for number in range(before + 1, self.version + 1):
+            commit = self._commit(number)
+            if commit.info.get(_MERGE_INFO) != attempt:
+                behind.append(commit)
+                continue
+            for other in behind:
+                # What only rearranges the table, or keeps its books, Delta lets pass.
+                if other.removes_data or other.rows:
+                    raise TableMovedError(
+                        f"Rows of {self._name} were changed while rows were merged into it: version {other.version}, "
+                        f"operation {other.operation}. Take a new snapshot, which mends every row "
+                        "(telematics replicate --full)."
+                    )
+            if self.version != number:
+                self._handle.load_as_version(number)
+            return commit
+        if behind:
+            raise CommitConflictError(
+                f"Another writer committed to {self._name} first: version {behind[0].version}, operation "
+                f"{behind[0].operation}. Nothing of this commit is in the table; run again."
+            )
+        return None
 
     def _replaced(self, rows: DataFrame, positions: Mapping[str, int], info: Mapping[str, str]) -> Commit:
         before = self.version
@@ -287,6 +371,10 @@ def explained(name: TableName, text: str) -> Exception:
         )
     if "permission denied" in lowered or "read-only file system" in lowered:
         return TableError(f"{name} can't be written: {line}. Check the permissions of Spark's user.")
+    if "DELTA_CANNOT_MODIFY_APPEND_ONLY" in text:
+        return TableUnsupportedError(
+            f"{name} has the property delta.appendOnly, so its rows can't be replaced. Set it to false."
+        )
     if any(word in text for word in ("DELTA_NOT_NULL_CONSTRAINT", "DELTA_VIOLATE_CONSTRAINT", "constraint violat")):
         return TableUnsupportedError(f"{name} can't be written: {line}. Drop its constraint: bronze keeps all records.")
     if "DELTA_UNSUPPORTED" in text or "FEATURE" in text:
@@ -315,7 +403,3 @@ def _widening(there: pa.Schema, schema: pa.Schema) -> Callable[[Iterator[pa.Reco
             yield pa.RecordBatch.from_arrays(columns, schema=plain)
 
     return widened
-
-
-def _quoted(name: str) -> str:
-    return f"`{name.replace('`', '``')}`"

@@ -139,6 +139,21 @@ class Pass:
         return Look(file.path, verdict, tuple(columns))
 
 
+def unless_there(entry: str) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """The function that hands rows on as they are, unless another writer committed.
+
+    Args:
+        entry: The log entry of the version that their commit wants to become.
+    """
+
+    def passed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        if os.path.exists(entry):
+            raise SurpriseError(OVERTAKEN)
+        yield from batches
+
+    return passed
+
+
 def dealt(files: Sequence[FileEntry], tasks: int) -> pa.Table:
     """A plan in parts of about as many bytes each, in the plan's order: one row for a task.
 
