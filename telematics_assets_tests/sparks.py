@@ -22,6 +22,17 @@ OPTIONS = SparkOptions(
     conf={
         "spark.driver.memory": "1g",
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        # Compiling a plan takes longer than running it over a few rows; what it computes is the same.
+        "spark.sql.adaptive.enabled": "false",
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.shuffle.partitions": "1",
+        "spark.databricks.delta.snapshotPartitions": "1",
+        # After each commit Delta would work out what the table holds, for a file that only it reads.
+        "spark.databricks.delta.writeChecksumFile.enabled": "false",
+        "spark.databricks.delta.allFilesInCrc.enabled": "false",
+        "spark.databricks.delta.incremental.commit.enabled": "false",
+        "spark.python.daemon.module": "telematics_assets_tests.conformance.warm",
     },
     java_home=load_settings().spark.java_home,
 )

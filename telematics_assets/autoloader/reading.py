@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -140,7 +139,7 @@ class PlanRows:
         publish: Callable[[Result], None],
         on_step: Callable[[str], None],
         progress: ProgressListener,
-        ingested_at: datetime | None = None,
+        ingested_ns: int,
     ) -> None:
         self._volume = volume
         self._stream = stream
@@ -153,7 +152,7 @@ class PlanRows:
         self._on_step = on_step
         self._progress = progress
         self._target = reader_schema(stream, schema)
-        self._ingested_at = ingested_at or datetime.now(UTC)
+        self._ingested_ns = ingested_ns
         self._learnt: Columns = []
         self._wider = False
 
@@ -342,7 +341,7 @@ class PlanRows:
             modified = np.repeat(np.array([file.modified_ns // 1000 for file in theirs], np.int64), here)
             columns[SOURCE_FILE_MODIFIED_AT] = pa.Array.from_buffers(_TIMESTAMP, count, [None, pa.py_buffer(modified)])
             columns[BATCH_ID] = pa.repeat(pa.scalar(self._plan.batch_id, pa.int64()), count)
-            columns[INGESTED_AT] = pa.repeat(pa.scalar(self._ingested_at, _TIMESTAMP), count)
+            columns[INGESTED_AT] = pa.repeat(pa.scalar(self._ingested_ns // 1000, _TIMESTAMP), count)
             whole = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
             yield from whole.to_batches()
 

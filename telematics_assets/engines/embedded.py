@@ -50,16 +50,17 @@ class EmbeddedEngine(CheckpointEngine):
     name = "embedded"
 
     def _writer(self) -> BatchWriter:
-        return _Writer(self._volume, self._lakehouse)
+        return _Writer(self._volume, self._lakehouse, self._clock)
 
 
 class _Writer:
     """Reads a plan's files in this process and appends their rows. See `autoloader.loader.BatchWriter`."""
 
-    def __init__(self, volume: Volume, lakehouse: Lakehouse) -> None:
+    def __init__(self, volume: Volume, lakehouse: Lakehouse, clock: Callable[[], int]) -> None:
         keep_freed_memory_in_few_places()
         self._volume = volume
         self._lakehouse = lakehouse
+        self._clock = clock
 
     def create_table(
         self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]
@@ -122,9 +123,10 @@ class _Writer:
         """One attempt at a plan over a schema, to which its files may add columns."""
         known = Attempt(new_fields=lost_own_fields(stream, base))
         on_step("reading")
+        now = self._clock()
         while True:
             schema = evolved(base, known.new_fields)
-            rows = PlanRows(self._volume, stream, base, schema, plan, attempt, known, publish, on_step, progress)
+            rows = PlanRows(self._volume, stream, base, schema, plan, attempt, known, publish, on_step, progress, now)
             try:
                 return commit(schema, ahead(iter(rows), BATCHES_AHEAD))
             except RestartError:

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -406,15 +407,21 @@ class DeltaLakeTable:
         anew = self._anew(rows, schema, here)
         return self._write(schema, batches, {app_id: version}, info, anew, overwrite=True)
 
-    def _keep_statistics_true(self, schema: pa.Schema) -> bool:
+    def _keep_statistics_true(self, schema: pa.Schema, *, there: bool = False) -> bool:
         """Take columns out of the property for statistics whose statistics would be false; say if there were any.
 
         An overwrite can't change properties, so it is a commit before it; a crash in between leaves a table that only
         has fewer statistics. Writing none is not enough: deltalake's Arrow dataset skips files whose named columns have
         no bounds.
+
+        Args:
+            schema: Columns of the rows that come.
+            there: Whether columns that it lacks are taken out, too: Spark writes no table whose property names one.
         """
         named = self.properties.get(STATISTICS_PROPERTY, "").split(",")
         false = {field.name for field in schema if not has_true_statistics(field)}
+        if there:
+            false |= self._lost_statistics(schema)
         kept = [name for name in named if name not in false]
         if len(kept) == len(named):
             return False
@@ -426,6 +433,12 @@ class DeltaLakeTable:
                 "No rows were changed; run again."
             )
         return True
+
+    def _lost_statistics(self, schema: pa.Schema) -> set[str]:
+        """Names in the property for statistics that no column has."""
+        names = set(schema.names)
+        named = self.properties.get(STATISTICS_PROPERTY, "").split(",")
+        return {name for name in named if name and name.strip().partition(".")[0].strip("`") not in names}
 
     def _anew(self, rows: pl.LazyFrame, schema: pa.Schema, expected: int) -> Iterator[pa.RecordBatch]:
         """The rows that are there, in the schema's types; every cast is exact or fails."""
@@ -623,9 +636,21 @@ class DeltaLakeTable:
     def brought(self, batch_id: int, marks: Sequence[str]) -> pa.Table:
         """See `Table.brought`."""
         with self._asking():
-            rows = self._store.scan(self._handle, self._path).filter(pl.col(BATCH_ID) == batch_id)
+            # Others may be many, and need not be readable.
+            files = self._files_of(batch_id)
+            rows = self._store.scan(self._handle, self._path, files=files).filter(pl.col(BATCH_ID) == batch_id)
             counts = brought(rows, self.schema.names, marks)
             return self._store.collect(counts).to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    def _files_of(self, batch_id: int) -> list[str]:
+        """Data files that may hold rows of a batch, by their statistics."""
+        adds = pa.table(self._handle.get_add_actions(flatten=True))
+        least, most = f"min.{BATCH_ID}", f"max.{BATCH_ID}"
+        if {least, most} <= set(adds.column_names):
+            inside = pc.and_kleene(pc.less_equal(adds[least], batch_id), pc.greater_equal(adds[most], batch_id))
+            adds = adds.filter(pc.fill_null(inside, True))
+        paths: list[str] = adds["path"].to_pylist()
+        return paths
 
     def make_durable(self, commit: Commit) -> None:
         """See `Table.make_durable`."""

@@ -119,13 +119,16 @@ class TableStore(Protocol):
         """Rows of an open table, newest data files first; all if there is no limit."""
         ...
 
-    def scan(self, handle: DeltaTable, path: str, file_column: str | None = None) -> pl.LazyFrame:
+    def scan(
+        self, handle: DeltaTable, path: str, file_column: str | None = None, files: Sequence[str] | None = None
+    ) -> pl.LazyFrame:
         """All rows of an open table; columns that a data file lacks are null.
 
         Args:
             handle: The open table.
             path: Where it is.
             file_column: Name of a further column, which holds the path of the row's data file.
+            files: The data files to read, as the log names them; all if None.
         """
         ...
 
@@ -248,9 +251,11 @@ class LocalStore:
                     return pa.concat_tables(parts)
         return pa.concat_tables(parts) if parts else dataset.schema.empty_table().select(columns)
 
-    def scan(self, handle: DeltaTable, path: str, file_column: str | None = None) -> pl.LazyFrame:
+    def scan(
+        self, handle: DeltaTable, path: str, file_column: str | None = None, files: Sequence[str] | None = None
+    ) -> pl.LazyFrame:
         """See `TableStore.scan`."""
-        return scan(handle, path, None, file_column)
+        return scan(handle, path, None, file_column, files)
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """See `TableStore.collect`."""
@@ -370,9 +375,11 @@ class ObjectTableStore:
         found = self.collect(frame if limit is None else frame.head(limit))
         return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
 
-    def scan(self, handle: DeltaTable, path: str, file_column: str | None = None) -> pl.LazyFrame:
+    def scan(
+        self, handle: DeltaTable, path: str, file_column: str | None = None, files: Sequence[str] | None = None
+    ) -> pl.LazyFrame:
         """See `TableStore.scan`."""
-        return scan(handle, path, self._objects.polars_options(), file_column)
+        return scan(handle, path, self._objects.polars_options(), file_column, files)
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """See `TableStore.collect`."""
@@ -419,7 +426,13 @@ class ObjectTableStore:
                     raise
 
 
-def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None, file_column: str | None = None) -> pl.LazyFrame:
+def scan(
+    handle: DeltaTable,
+    path: str,
+    options: dict[str, Any] | None,
+    file_column: str | None = None,
+    files: Sequence[str] | None = None,
+) -> pl.LazyFrame:
     """All rows of an open table, by polars; see `TableStore.scan`."""
     if "deletionVectors" in (handle.protocol().reader_features or ()):
         raise TableUnsupportedError(
@@ -427,7 +440,7 @@ def scan(handle: DeltaTable, path: str, options: dict[str, Any] | None, file_col
         )
     # Not `pl.scan_delta`: it takes a path's URL for the path, and finds nothing behind a blank or an umlaut.
     schema = pl.DataFrame(pa.schema(handle.schema()).empty_table()).schema
-    paths = pa.table(handle.get_add_actions()).column("path").to_pylist()
+    paths = pa.table(handle.get_add_actions()).column("path").to_pylist() if files is None else files
     if not paths:
         return pl.LazyFrame(schema={**schema, **({file_column: pl.String} if file_column else {})})
     return pl.scan_parquet(

@@ -25,8 +25,8 @@ from telematics_assets_tests.turns import SPARINGLY
 
 
 def _each(platforms: Iterable[str]) -> list[object]:
-    """The names; a short run takes one variation of each case in memory, and all of them where tables are files."""
-    marks: dict[str, pytest.MarkDecorator] = {"memory": SPARINGLY, "spark": pytest.mark.spark}
+    """The names; a short run takes one variation of each case in memory and on Spark, and all of them on embedded."""
+    marks = {"memory": [SPARINGLY], "spark": [pytest.mark.spark, SPARINGLY]}
     return [pytest.param(name, marks=marks.get(name, ())) for name in platforms]
 
 

@@ -96,6 +96,11 @@ class Platform(ABC):
 class CheckpointPlatform(Platform):
     """A platform whose engine keeps its progress in our checkpoint files, and reads through our Volumes."""
 
+    #: Where a case breaks off at one moment after the other, a short run takes every so many-th.
+    stride = 1
+    #: The wall clock of engines that are made from here on, nanoseconds since the epoch.
+    clock: Callable[[], int] = staticmethod(time.time_ns)
+
     @property
     @abstractmethod
     def volume(self) -> Volume:
@@ -117,7 +122,7 @@ class CheckpointPlatform(Platform):
             volume: Stands between the engine and the landing Volume.
             **options: See `CheckpointEngine`.
         """
-        options = {"settle_seconds": 0.0, "incomplete_seconds": 0.0, **options}
+        options = {"settle_seconds": 0.0, "incomplete_seconds": 0.0, "clock": self.clock, **options}
         return self._engine(volume or self.volume, options)
 
     def _engine(self, volume: Volume, options: dict[str, Any]) -> CheckpointEngine:

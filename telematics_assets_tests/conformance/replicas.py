@@ -93,7 +93,7 @@ def spark(tmp_path: Path, database: Database) -> ReplicaPlatform:
     # Only where it is asked for: it needs Spark.
     from telematics_assets.engines.spark.engine import SparkEngine
     from telematics_assets.engines.spark.tables import SparkLakehouse
-    from telematics_assets_tests.conformance.spark import session
+    from telematics_assets_tests.conformance.spark import spark as session
 
     volume, lakehouse = MemoryEngine().volume, SparkLakehouse(tmp_path / "tables", session)
     return ReplicaPlatform(database, lambda at: SparkEngine(volume, lakehouse, Names(), session, supabase=at.supabase))

@@ -6,14 +6,9 @@ For engines that share our checkpoint.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, tzinfo
-from functools import partial
 
 import pytest
 
-from telematics_assets.autoloader import reading
-from telematics_assets.autoloader.loader import StreamLoader
-from telematics_assets.engines import checkpointed
 from telematics_assets_tests.conformance.platforms import CheckpointPlatform
 from telematics_assets_tests.conformance.samples import json_stream, lines
 
@@ -32,17 +27,10 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(checkpoint_platform: CheckpointPlatform) -> Clock:
     """The clock of every engine that is made from here on."""
     clock = Clock()
-
-    class Moved(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return datetime.fromtimestamp(clock.now_ns() / 1e9, tz or UTC)
-
-    monkeypatch.setattr(checkpointed, "StreamLoader", partial(StreamLoader, clock=clock.now_ns))
-    monkeypatch.setattr(reading, "datetime", Moved)
+    checkpoint_platform.clock = clock.now_ns
     return clock
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -464,23 +465,47 @@ TEXT_OPTIONS = st.fixed_dictionaries(
 )
 
 
-def live(make: Callable[[], FileStream], ops: list[Op]) -> None:
-    """Live it on all platforms."""
-    for name, platform in CHECKPOINT_PLATFORMS.items():
-        if name == "spark":
-            continue
+def live(names: Iterable[str], stream: FileStream, ops: list[Op]) -> None:
+    """Live it on some platforms."""
+    for name in names:
         with tempfile.TemporaryDirectory() as home:
-            Life(platform(Path(home)), make()).play(ops)
+            Life(CHECKPOINT_PLATFORMS[name](Path(home)), stream).play(ops)
+
+
+JSON_STREAMS = st.builds(lambda options, text: json_stream("n", **options, **text), OPTIONS, TEXT_OPTIONS)
+PARQUET_STREAMS = st.builds(
+    lambda options, declared: parquet_stream(
+        Column("n", "STRING", "Number."), *([Column("p", declared, "Folder.")] if declared else []), **options
+    ),
+    OPTIONS,
+    st.sampled_from([None, "INT", "STRING"]),
+)
+WITHOUT_SPARK = tuple(name for name in CHECKPOINT_PLATFORMS if name != "spark")
+#: Spark takes seconds for what others do in milliseconds.
+SPARK_EXAMPLES = max(2, EXAMPLES // 20)
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-@given(ops_of("json"), OPTIONS, TEXT_OPTIONS)
-def test_lives_of_json(ops: list[Op], options: dict[str, Any], text: dict[str, Any]) -> None:
-    live(lambda: json_stream("n", **options, **text), ops)
+@given(JSON_STREAMS, ops_of("json"))
+def test_lives_of_json(stream: FileStream, ops: list[Op]) -> None:
+    live(WITHOUT_SPARK, stream, ops)
+
+
+@pytest.mark.spark
+@settings(max_examples=SPARK_EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(JSON_STREAMS, ops_of("json"))
+def test_lives_of_json_on_spark(stream: FileStream, ops: list[Op]) -> None:
+    live(["spark"], stream, ops)
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-@given(ops_of("parquet"), OPTIONS, st.sampled_from([None, "INT", "STRING"]))
-def test_lives_of_parquet(ops: list[Op], options: dict[str, Any], declared: str | None) -> None:
-    columns = [Column("n", "STRING", "Number."), *([Column("p", declared, "Folder.")] if declared else [])]
-    live(lambda: parquet_stream(*columns, **options), ops)
+@given(PARQUET_STREAMS, ops_of("parquet"))
+def test_lives_of_parquet(stream: FileStream, ops: list[Op]) -> None:
+    live(WITHOUT_SPARK, stream, ops)
+
+
+@pytest.mark.spark
+@settings(max_examples=SPARK_EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(PARQUET_STREAMS, ops_of("parquet"))
+def test_lives_of_parquet_on_spark(stream: FileStream, ops: list[Op]) -> None:
+    live(["spark"], stream, ops)

@@ -223,8 +223,8 @@ def test_statistics_that_would_be_false_are_no_longer_kept(delta_platform: Delta
     load(delta_platform, STREAM, {"n": [2], "v": pa.array([10**19 + 1], pa.uint64())})
     table = DeltaTable(delta_platform.table_path(STREAM))
     assert table.metadata().configuration["delta.dataSkippingStatsColumns"].split(",")[:2] == ["n", "_source_file"]
-    (action,) = pa.table(table.get_add_actions()).to_pylist()
-    assert (action["max"]["n"], "v" in action["max"]) == (2, False)
+    most = [action["max"] for action in pa.table(table.get_add_actions()).to_pylist()]
+    assert (max(values["n"] for values in most), any("v" in values for values in most)) == (2, False)
     beyond = pa.compute.field("v") > pa.scalar(Decimal(10**19), pa.decimal128(20, 0))
     assert table.to_pyarrow_dataset().to_table(filter=beyond)["n"].to_pylist() == [2]
 

@@ -33,7 +33,7 @@ def lakehouse(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr("telematics_assets.lakehouse.merging.HELD_BYTES", -1)
     if request.param == "spark":
         # Only where it is asked for: it needs Spark.
-        from telematics_assets_tests.conformance.spark import session
+        from telematics_assets_tests.conformance.spark import spark as session
 
         return SparkLakehouse(tmp_path, session)
     return MemoryLakehouse() if request.param == "memory" else DeltaLakehouse(tmp_path)

@@ -20,7 +20,7 @@ from telematics_assets.errors import TableMovedError
 from telematics_assets.lakehouse.base import POSITIONS_INFO, Commit, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.microbatch.position import NOTE_INFO, generation, standing
-from telematics_assets_tests.conformance.spark import session
+from telematics_assets_tests.conformance.spark import spark as session
 from telematics_assets_tests.databases import Database
 from telematics_assets_tests.exactly_once.test_kills import Killed, kill, stop_at
 from telematics_assets_tests.microbatch.replicate_process import replicate, table_of

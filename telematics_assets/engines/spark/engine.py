@@ -81,4 +81,4 @@ class SparkEngine(CheckpointEngine):
         return [*super().doctor(streams), *(self._checks() if self._checks else ())]
 
     def _writer(self) -> BatchWriter:
-        return SparkWriter(self._volume, self._tables, self._session)
+        return SparkWriter(self._volume, self._tables, self._session, self._clock)

@@ -13,6 +13,7 @@ comes after they looked is a conflict that Delta itself sees.
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from telematics_assets.catalog import TableName
 from telematics_assets.engines.spark import merging
-from telematics_assets.engines.spark.tasks import OVERTAKEN, SURPRISED
+from telematics_assets.engines.spark.tasks import OVERTAKEN, SURPRISED, told
 from telematics_assets.errors import (
     BasisMovedError,
     CommitConflictError,
@@ -34,6 +35,7 @@ from telematics_assets.errors import (
     TableUnsupportedError,
     VolumeUnavailableError,
 )
+from telematics_assets.lakehouse import log
 from telematics_assets.lakehouse.base import POSITIONS_INFO, REWRITTEN_INFO, Commit, Merged
 from telematics_assets.lakehouse.delta import DeltaLakehouse, DeltaLakeTable
 from telematics_assets.lakehouse.log import entry_path, refuse_features, refuse_what_rows_must_obey
@@ -96,6 +98,12 @@ class SparkTable(DeltaLakeTable):
         """The log entry of the version after this one, as a path; it is not there yet."""
         return entry_path(self._path, self.version + 1)
 
+    @property
+    def entry(self) -> str | None:
+        """The log entry of this version, as a path; None where it is not a file that tasks see."""
+        path = entry_path(self._path, self.version)
+        return path if os.path.exists(path) else None
+
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def prepare(self, schema: pa.Schema) -> None:
@@ -104,10 +112,10 @@ class SparkTable(DeltaLakeTable):
         Raises:
             CommitConflictError: If another writer committed meanwhile.
         """
-        if not set(schema.names) <= set(self.schema.names) or any(
-            field.type != self.schema.field(field.name).type for field in schema
-        ):
-            self._keep_statistics_true(schema)
+        mine = self.schema
+        same = set(schema.names) <= set(mine.names) and all(f.type == mine.field(f.name).type for f in schema)
+        if not same or self._lost_statistics(schema):
+            self._keep_statistics_true(schema, there=True)
 
     def append_frame(
         self, schema: pa.Schema, rows: DataFrame, app_id: str, version: int, info: Mapping[str, str]
@@ -147,10 +155,10 @@ class SparkTable(DeltaLakeTable):
             PassFailedError: If the tasks failed.
         """
         self._refuse_casts(pa.schema([]), schema)
-        if self._keep_statistics_true(schema):
+        if self._keep_statistics_true(schema, there=True):
             raise BasisMovedError(
-                f"{self._name} had to lose statistics that its new types would make false, so it is at version "
-                f"{self.version} now. Its rows are as they were; run again."
+                f"{self._name} had to lose statistics that its new columns lack or would make false, so it is at "
+                f"version {self.version} now. Its rows are as they were; run again."
             )
         self._refuse_removals()
         return self._replaced(rows, positions, info)
@@ -204,7 +212,7 @@ class SparkTable(DeltaLakeTable):
         changes = Changes(rows, gone, tuple(key), tuple(unseen))
         first = next(iter(positions.items()))
         try:
-            with self._running():
+            with spark_errors(self._name):
                 merging.merge(self._session(), self._path, changes, mine, first, told, self.next_entry)
         except PassFailedError as error:
             raise error.cause from error
@@ -272,12 +280,15 @@ class SparkTable(DeltaLakeTable):
         info: Mapping[str, str],
         options: Mapping[str, str],
     ) -> None:
+        log.refuse_what_rows_must_obey(self._handle, self._name, replaces=mode == "overwrite")
+        # Spark would begin a table where there is none.
+        log.require(self._store, self._handle, self._name, self._path)
         app_id, version = next(iter(positions.items()))
         if len(positions) > 1:
             info = {**info, POSITIONS_INFO: json.dumps(dict(positions))}
         writer = rows.write.format("delta").mode(mode).options(**options)
         writer = writer.option("txnAppId", app_id).option("txnVersion", version)
-        with self._running():
+        with spark_errors(self._name):
             writer.option("userMetadata", json.dumps(dict(info))).save(self._path)
 
     def _proven(self, before: int, positions: Mapping[str, int], info: Mapping[str, str]) -> Commit:
@@ -308,31 +319,41 @@ class SparkTable(DeltaLakeTable):
             f"{app_id}. Keep the table and its _delta_log as they are and report this."
         )
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Spark's errors by their names."""
-        from py4j.protocol import Py4JJavaError
-        from pyspark.errors import PySparkException
-
-        try:
-            yield
-        except (PySparkException, Py4JJavaError) as error:
-            text = str(error)
-            if OVERTAKEN in text or any(name in text for name in _CONFLICTS):
-                raise CommitConflictError(
-                    f"Another writer committed to {self._name} first. Nothing of this commit is in the table; "
-                    "run again."
-                ) from error
-            cause = explained(self._name, text)
-            if SURPRISED in text or isinstance(cause, VolumeUnavailableError):
-                raise PassFailedError(cause) from error
-            raise cause from error
-
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def _rows(self, version: int | None = None) -> DataFrame:
         reader = self._session().read.format("delta")
         return (reader if version is None else reader.option("versionAsOf", version)).load(self._path)
+
+
+@contextmanager
+def spark_errors(name: TableName) -> Iterator[None]:
+    """Spark's errors by their names.
+
+    Args:
+        name: The table that is worked for.
+
+    Raises:
+        CommitConflictError: If another writer was first.
+        PassFailedError: If looking through the files may tell more.
+    """
+    from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as error:
+        text = str(error)
+        if OVERTAKEN in text or any(conflict in text for conflict in _CONFLICTS):
+            raise CommitConflictError(
+                f"Another writer committed to {name} first. Nothing of this commit is in the table; run again."
+            ) from error
+        if (theirs := told(text)) is not None:
+            raise theirs from error
+        cause = explained(name, text)
+        if SURPRISED in text or isinstance(cause, VolumeUnavailableError):
+            raise PassFailedError(cause) from error
+        raise cause from error
 
 
 def spark_schema(schema: pa.Schema) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from telematics_assets.engines.spark.tables import (
     SparkLakehouse,
     SparkTable,
     parallelism,
+    spark_errors,
     spark_schema,
 )
 from telematics_assets.engines.spark.tasks import LOOK_SCHEMA, Look, Pass, dealt
@@ -41,18 +41,32 @@ from telematics_assets.volumes.base import FileEntry, Volume
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-#: How one pass is committed: columns, rows and texts of the commit info.
-_Commits = Callable[["SparkTable", pa.Schema, "DataFrame", dict[str, str]], Commit]
+#: How one pass is committed: columns, rows, if there can be any, and texts of the commit info.
+_Commits = Callable[["SparkTable", pa.Schema, "DataFrame | None", dict[str, str]], Commit]
 
 
 class SparkWriter:
     """Lets Spark read a plan's files and append their rows. See `autoloader.loader.BatchWriter`."""
 
-    def __init__(self, volume: Volume, lakehouse: SparkLakehouse, session: Callable[[], SparkSession]) -> None:
-        """Tie it to a Volume that executors can read, to tables that they can write, and to a session."""
+    def __init__(
+        self,
+        volume: Volume,
+        lakehouse: SparkLakehouse,
+        session: Callable[[], SparkSession],
+        clock: Callable[[], int],
+    ) -> None:
+        """Tie it to a Volume that executors can read, to tables that they can write, and to a session.
+
+        Args:
+            volume: The landing Volume.
+            lakehouse: The tables.
+            session: Gives the session.
+            clock: The moment that rows name as theirs, nanoseconds since the epoch.
+        """
         self._volume = volume
         self._lakehouse = lakehouse
         self._session = session
+        self._clock = clock
 
     def create_table(
         self, stream: FileStream, name: TableName, files: tuple[FileEntry, ...], properties: dict[str, str]
@@ -73,11 +87,13 @@ class SparkWriter:
     ) -> Commit:
         """See `BatchWriter.write`."""
 
-        def commit(mine: SparkTable, schema: pa.Schema, rows: DataFrame, info: dict[str, str]) -> Commit:
+        def commit(mine: SparkTable, schema: pa.Schema, rows: DataFrame | None, info: dict[str, str]) -> Commit:
+            if rows is None:
+                return mine.append(schema, (), stream_id, plan.batch_id, info)
             write = mine.widen_frame if _widens(mine.schema, schema) else mine.append_frame
             return write(schema, rows, stream_id, plan.batch_id, info)
 
-        return self._written(stream, table, table.schema, plan, attempt, commit, publish, on_step, progress)
+        return self._written(stream, table, table.schema, plan, attempt, commit, publish, on_step, progress, stream_id)
 
     def rewrite(
         self,
@@ -92,7 +108,9 @@ class SparkWriter:
     ) -> Commit:
         """See `RefreshWriter.rewrite`."""
 
-        def commit(mine: SparkTable, schema: pa.Schema, rows: DataFrame, info: dict[str, str]) -> Commit:
+        def commit(mine: SparkTable, schema: pa.Schema, rows: DataFrame | None, info: dict[str, str]) -> Commit:
+            if rows is None:
+                return mine.overwrite(schema, (), positions, info)
             return mine.overwrite_frame(schema, rows, positions, info)
 
         schema = first_schema(self._volume, stream, plan.files)
@@ -109,14 +127,18 @@ class SparkWriter:
         publish: Callable[[Result], None],
         on_step: Callable[[str], None],
         progress: ProgressListener,
+        app_id: str | None = None,
         *,
         replaces: bool = False,
     ) -> Commit:
         assert isinstance(table, SparkTable)
         known = Attempt(new_fields=lost_own_fields(stream, base))
         total = len(plan.files)
-        ingested_at = datetime.now(UTC)
+        now = self._clock()
         on_step("reading")
+        # Handed to tasks: nobody hears of a single file before the commit.
+        for _ in plan.files:
+            on_step("file_read")
         for number in count(1):
             schema = evolved(base, known.new_fields)
             if not replaces:
@@ -127,26 +149,28 @@ class SparkWriter:
                 base,
                 schema,
                 plan.batch_id,
-                ingested_at,
+                now,
                 dict(known.verdicts),
                 tuple(known.new_fields),
                 table.next_entry if replaces or _widens(base, schema) else None,
+                table.entry,
+                app_id,
             )
             progress(Progress("read", f"Spark reads {total} files", 0, total))
             # The pass commits at its end: whoever finds its commit after a crash must find this.
             result = _result(plan, attempt if number == 1 else f"{attempt}-{number}", base, schema, known)
             publish(result)
             info = {ATTEMPT_INFO: result.attempt, DIGEST_INFO: plan.digest}
-            rows = self._frame(plan.files).mapInArrow(reading.rows(), spark_schema(schema))
             try:
+                rows = None
+                if len(known.verdicts) < total or _widens(base, schema):
+                    rows = self._frame(plan.files).mapInArrow(reading.rows(), spark_schema(schema))
                 done = commit(table, schema, rows, info)
             except PassFailedError as error:
                 progress(Progress("read", f"Spark looks through {total} files for what stopped it", 0, total))
-                if not self._learn(reading, plan.files, known):
+                if not self._learn(table.name, reading, plan.files, known):
                     raise error.cause from error
                 continue
-            for _ in plan.files:
-                on_step("file_read")
             return done
         raise AssertionError
 
@@ -155,9 +179,13 @@ class SparkWriter:
         spark = self._session()
         return spark.createDataFrame(dealt(files, parallelism(spark)))
 
-    def _learn(self, reading: Pass, files: Sequence[FileEntry], known: Attempt) -> bool:
+    def _learn(self, name: TableName, reading: Pass, files: Sequence[FileEntry], known: Attempt) -> bool:
         """Look through all files; whether that brought anything that the pass did not know."""
-        found = self._frame(files).mapInArrow(reading.looks(), spark_schema(LOOK_SCHEMA)).toArrow()
+        try:
+            with spark_errors(name):
+                found = self._frame(files).mapInArrow(reading.looks(), spark_schema(LOOK_SCHEMA)).toArrow()
+        except PassFailedError as error:
+            raise error.cause from error
         looks: dict[str, Look] = {look.path: look for look in map(pickle.loads, found.column(0).to_pylist())}
         before = (len(known.verdicts), len(known.new_fields))
         # In the plan's order: of two types of a column, the first file's decides.

@@ -24,7 +24,7 @@ from telematics_assets.errors import CommitConflictError
 from telematics_assets.lakehouse.base import POSITIONS_INFO
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.lakehouse.merging import Changes, gathered
-from telematics_assets_tests.conformance.spark import session
+from telematics_assets_tests.conformance.spark import spark as session
 
 NAME = TableName("workspace", "01_bronze", "merged")
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
