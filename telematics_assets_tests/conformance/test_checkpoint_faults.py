@@ -218,8 +218,10 @@ def test_a_copy_that_was_made_during_a_batch_finishes_that_batch_only_if_it_is_t
     platform.meddle("json/01.json", "close", lambda: copies.append(platform.checkpoint(STREAM)))
     platform.engine.ingest(STREAM)
     whole = platform.checkpoint(STREAM)
-    # The plan is in the copy, the result of the attempt that counted is not.
-    platform.put_checkpoint(STREAM, copies[0])
+    # The plan is in the copy, the result of the attempt that counted is not: some engines publish it before they read.
+    planned = {name: data for name, data in copies[0].items() if not name.startswith(f"results/{1:020}")}
+    assert f"offsets/{1:020}" in planned
+    platform.put_checkpoint(STREAM, planned)
     with pytest.raises(CheckpointCorruptError, match=r"its result is lost.*--rebuild"):
         platform.restart().ingest(STREAM)
     # With the result, the batch is finished from what the table says.
