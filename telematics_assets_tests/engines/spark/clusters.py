@@ -5,6 +5,7 @@ Belongs here: starting and stopping them. Does not belong here: test cases.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -16,14 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import pyspark
-
 from telematics_assets.engines.spark import jars
 from telematics_assets.engines.spark.java import find_java
 from telematics_assets.settings import load_settings
 
 LIMIT_SECONDS = 180
-_HOME = Path(pyspark.__file__).parent
 
 
 @contextmanager
@@ -101,13 +99,21 @@ def executors(folder: Path) -> list[int]:
     return sorted(found)
 
 
+def _home() -> Path:
+    """Where Spark is; the module is also looked at where it is not installed."""
+    found = importlib.util.find_spec("pyspark")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
+
+
 @contextmanager
 def _running(command: list[str], folder: Path, name: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(_HOME / "bin" / "spark-class"), *command],
+            [str(_home() / "bin" / "spark-class"), *command],
             cwd=folder,
             env=_environment(folder),
             stdin=subprocess.DEVNULL,
@@ -131,7 +137,7 @@ def _environment(folder: Path) -> Mapping[str, str]:
     root = str(Path(__file__).parents[3])
     return {
         **os.environ,
-        "SPARK_HOME": str(_HOME),
+        "SPARK_home()": str(_home()),
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_DAEMON_MEMORY": "512m",
         "SPARK_LOCAL_DIRS": str(folder / "local"),
