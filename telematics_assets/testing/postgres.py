@@ -210,6 +210,8 @@ class LocalPostgres:
         self._give_away(data, self._folder / _PASSWORD)
         fixed = ["fsync=off", "unix_socket_directories=", "listen_addresses=127.0.0.1", f"port={self.port}"]
         options = [part for setting in (*fixed, *self._settings) for part in ("-c", setting)]
+        # Another file: sessions of a killed server go on writing to the old one, over what this server says.
+        (self._folder / _LOG).unlink(missing_ok=True)
         with (self._folder / _LOG).open("wb") as log:
             self._process = subprocess.Popen(
                 [

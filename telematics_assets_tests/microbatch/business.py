@@ -30,6 +30,8 @@ from telematics_assets_tests.databases import Connection
 TABLE = """
 CREATE TABLE public.items (id int8 PRIMARY KEY, value int8 NOT NULL, note text, updated_at timestamptz NOT NULL)
 """
+#: No server takes longer to come back, however busy the machine is.
+LIMIT_SECONDS = 180.0
 #: A writer that waits for another one gives up: two of them may wait for each other.
 _PATIENCE = "SET lock_timeout = '150ms'"
 _LOST = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation)
@@ -151,7 +153,8 @@ class Business:
             self.written.commits += 1
 
     def _end_prepared(self, statement: str) -> None:
-        """A transaction that is prepared outlives its session and the server: it is ended however long that takes."""
+        """A transaction that is prepared outlives its session and the server: it is ended by and by."""
+        deadline = time.monotonic() + LIMIT_SECONDS
         while True:
             try:
                 with self._connect() as connection:
@@ -161,6 +164,8 @@ class Business:
                 # The answer to the try before was lost.
                 return
             except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
                 time.sleep(0.05)
 
     def _change(self, connection: Connection, rng: random.Random, values: list[int], gone: set[int]) -> None:
