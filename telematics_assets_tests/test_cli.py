@@ -591,6 +591,7 @@ def test_backfill_loads_a_folder_and_leaves_the_rest_pending(landed: Telematics,
     assert landed("backfill", "telematics", "--modified-before", "yesterday").code == 2
 
 
+@pytest.mark.spark
 def test_spark_jars_says_which_jars_a_mirror_does_not_have(telematics: Telematics, tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     mirror.mkdir()
