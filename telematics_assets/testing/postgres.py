@@ -21,6 +21,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -196,8 +197,11 @@ class LocalPostgres:
         if os.geteuid() == 0:
             owner = _NOBODY if ordinary_user() == _AS_NOBODY else 0
             for path in paths:
-                for each in (path, *path.rglob("*")):
-                    os.chown(each, owner, owner, follow_symlinks=False)
+                inside = (os.path.join(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
+                for each in (str(path), *inside):
+                    # Sessions that outlive a killed server take their temporary files away meanwhile.
+                    with suppress(FileNotFoundError):
+                        os.chown(each, owner, owner, follow_symlinks=False)
 
     def _launch_alone(self) -> bool:
         deadline = time.monotonic() + _START_SECONDS
