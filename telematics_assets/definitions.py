@@ -26,7 +26,7 @@ https://docs.dagster.io/guides/build/projects
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -52,26 +52,10 @@ from telematics_assets.resources import (
 from telematics_assets.settings import EngineName, Settings, load_settings
 from telematics_assets.volumes.base import Volume
 
-
-def _embedded(settings: Settings, supabase: Supabase | None) -> dict[str, Any]:
-    return {
-        "engine": EmbeddedEngineResource.from_settings(settings, supabase),
-        "landing": EmbeddedLandingResource.from_settings(settings, supabase),
-        "supabase": supabase or SupabaseResource.from_settings(settings),
-    }
-
-
-def _spark(settings: Settings, supabase: Supabase | None) -> dict[str, Any]:
-    return {
-        "engine": SparkEngineResource.from_settings(settings, supabase),
-        "landing": SparkLandingResource.from_settings(settings, supabase),
-        "supabase": supabase or SupabaseResource.from_settings(settings),
-    }
-
-
-_RESOURCES: Mapping[EngineName, Callable[[Settings, Supabase | None], dict[str, Any]]] = {
-    "embedded": _embedded,
-    "spark": _spark,
+#: What stands behind the keys `engine` and `landing`.
+_RESOURCES: Mapping[EngineName, tuple[Any, Any]] = {
+    "embedded": (EmbeddedEngineResource, EmbeddedLandingResource),
+    "spark": (SparkEngineResource, SparkLandingResource),
 }
 
 
@@ -154,7 +138,12 @@ def build_definitions(
         SettingsError: If the environment holds a value that is not accepted.
     """
     settings = settings or load_settings()
-    resources = _RESOURCES[settings.engine](settings, supabase)
+    own_engine, own_landing = _RESOURCES[settings.engine]
+    resources: dict[str, Any] = {
+        "engine": own_engine.from_settings(settings, supabase),
+        "landing": own_landing.from_settings(settings, supabase),
+        "supabase": supabase or SupabaseResource.from_settings(settings),
+    }
     if engine is not None:
         resources["engine"] = engine
     if landing is not None:

@@ -167,6 +167,11 @@ def changes(before: pa.Schema, after: pa.Schema) -> tuple[tuple[str, ...], ...]:
     return tuple(found)
 
 
+def widens(before: pa.Schema, after: pa.Schema) -> bool:
+    """Whether a schema has columns of the one before with a wider type."""
+    return any(had for _, _, *had in changes(before, after))
+
+
 def table_schema(stream: FileStream, data_fields: Sequence[pa.Field]) -> pa.Schema:
     """The schema of a new table: its data columns, then the loader's own, all with their comments.
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -87,6 +87,22 @@ def open_volume(settings: Settings) -> Volume:
     from telematics_assets.volumes.objects import ObjectVolume
 
     return ObjectVolume(f"{settings.home}{location}", location)
+
+
+def tables_root(settings: Settings) -> Path | str:
+    """Where a deployment's tables are: a folder, or the URL of one in an object store."""
+    return settings.home / "tables" if isinstance(settings.home, Path) else f"{settings.home}/tables"
+
+
+def options_of(settings: Settings) -> dict[str, Any]:
+    """What `CheckpointEngine` takes from a deployment beyond its Volume, tables and names."""
+    return {
+        "settle_seconds": settings.settle_seconds,
+        "incomplete_seconds": settings.incomplete_seconds,
+        "supabase": settings.supabase,
+        "supabase_problem": settings.supabase_problem,
+        "hash_key": settings.hash_key,
+    }
 
 
 class CheckpointEngine(ABC):

@@ -8,7 +8,6 @@ engines, Dagster.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -17,10 +16,10 @@ from telematics_assets.autoloader.checkpoint import ATTEMPT_INFO, DIGEST_INFO, P
 from telematics_assets.autoloader.loader import BatchWriter
 from telematics_assets.autoloader.ordered import ahead
 from telematics_assets.autoloader.reading import Attempt, PlanRows, RestartError, first_schema
-from telematics_assets.autoloader.schema import changes, evolved, lost_own_fields
+from telematics_assets.autoloader.schema import evolved, lost_own_fields, widens
 from telematics_assets.catalog import FileStream, TableName
 from telematics_assets.engines.base import ProgressListener
-from telematics_assets.engines.checkpointed import CheckpointEngine, create_table, open_volume
+from telematics_assets.engines.checkpointed import CheckpointEngine, create_table, open_volume, options_of, tables_root
 from telematics_assets.lakehouse.base import Commit, Lakehouse, Table
 from telematics_assets.lakehouse.delta import DeltaLakehouse
 from telematics_assets.settings import Settings
@@ -33,14 +32,7 @@ BATCHES_AHEAD = 1
 def open_engine(settings: Settings) -> EmbeddedEngine:
     """The embedded engine of a deployment."""
     return EmbeddedEngine(
-        open_volume(settings),
-        DeltaLakehouse(settings.home / "tables" if isinstance(settings.home, Path) else f"{settings.home}/tables"),
-        settings.names,
-        settle_seconds=settings.settle_seconds,
-        incomplete_seconds=settings.incomplete_seconds,
-        supabase=settings.supabase,
-        supabase_problem=settings.supabase_problem,
-        hash_key=settings.hash_key,
+        open_volume(settings), DeltaLakehouse(tables_root(settings)), settings.names, **options_of(settings)
     )
 
 
@@ -83,8 +75,7 @@ class _Writer:
         info = {ATTEMPT_INFO: attempt, DIGEST_INFO: plan.digest}
 
         def commit(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Commit:
-            widened = any(had for _, _, *had in changes(table.schema, schema))
-            write = table.widen if widened else table.append
+            write = table.widen if widens(table.schema, schema) else table.append
             return write(schema, batches, stream_id, plan.batch_id, info)
 
         return self._written(stream, table.schema, plan, attempt, commit, publish, on_step, progress)

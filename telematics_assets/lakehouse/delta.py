@@ -392,11 +392,7 @@ class DeltaLakeTable:
         self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, version: int, info: Mapping[str, str]
     ) -> Commit:
         """See `Table.widen`."""
-        if self.properties.get("delta.appendOnly", "").lower() == "true":
-            raise TableUnsupportedError(
-                f"{self._name} has the property delta.appendOnly, so its rows can't be written anew with wider types. "
-                "Unset it, or use schema_evolution_mode='addNewColumns', which rescues what does not fit."
-            )
+        self._refuse_widening()
         # delta-rs has no type widening, which would leave old files as they are; other readers have none either.
         self._refuse_casts(self.schema, schema, widened=True)
         self._keep_statistics_true(schema)
@@ -535,6 +531,13 @@ class DeltaLakeTable:
             if error in passed:
                 raise
             raise self._store.explain(error, self._path) or _write_error(self._name, error) from error
+
+    def _refuse_widening(self) -> None:
+        if self.properties.get("delta.appendOnly", "").lower() == "true":
+            raise TableUnsupportedError(
+                f"{self._name} has the property delta.appendOnly, so its rows can't be written anew with wider types. "
+                "Unset it, or use schema_evolution_mode='addNewColumns', which rescues what does not fit."
+            )
 
     def _refuse_removals(self) -> None:
         if self.properties.get("delta.appendOnly", "").lower() == "true":

@@ -8,13 +8,12 @@ Dagster.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from telematics_assets.autoloader.loader import BatchWriter
 from telematics_assets.catalog import FileStream, Names
 from telematics_assets.engines.base import Finding
-from telematics_assets.engines.checkpointed import CheckpointEngine, open_volume
+from telematics_assets.engines.checkpointed import CheckpointEngine, open_volume, options_of, tables_root
 from telematics_assets.engines.spark.doctor import findings
 from telematics_assets.engines.spark.queries import open_session
 from telematics_assets.engines.spark.tables import SparkLakehouse
@@ -32,18 +31,13 @@ def open_engine(settings: Settings) -> SparkEngine:
     def spark() -> SparkSession:
         return open_session(settings.spark, settings.home, settings.names, settings.supabase)
 
-    root = settings.home / "tables" if isinstance(settings.home, Path) else f"{settings.home}/tables"
     return SparkEngine(
         open_volume(settings),
-        SparkLakehouse(root, spark),
+        SparkLakehouse(tables_root(settings), spark),
         settings.names,
         spark,
-        settle_seconds=settings.settle_seconds,
-        incomplete_seconds=settings.incomplete_seconds,
-        supabase=settings.supabase,
-        supabase_problem=settings.supabase_problem,
-        hash_key=settings.hash_key,
         checks=lambda: findings(settings.spark),
+        **options_of(settings),
     )
 
 

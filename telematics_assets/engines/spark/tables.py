@@ -167,11 +167,7 @@ class SparkTable(DeltaLakeTable):
         self, schema: pa.Schema, rows: DataFrame, app_id: str, version: int, info: Mapping[str, str]
     ) -> Commit:
         """Append rows and widen columns by writing anew those that are there. See `Table.widen`."""
-        if self.properties.get("delta.appendOnly", "").lower() == "true":
-            raise TableUnsupportedError(
-                f"{self._name} has the property delta.appendOnly, so its rows can't be written anew with wider types. "
-                "Unset it, or use schema_evolution_mode='addNewColumns', which rescues what does not fit."
-            )
+        self._refuse_widening()
         self._refuse_casts(self.schema, schema, widened=True)
         there = pa.schema([self.schema.field(field.name) for field in schema if field.name in self.schema.names])
         old = self._rows(version=self.version).select(*map(merging.quoted, there.names))

@@ -20,7 +20,7 @@ import pyarrow as pa
 from telematics_assets.autoloader.checkpoint import ATTEMPT_INFO, DIGEST_INFO, FileResult, Plan, Result
 from telematics_assets.autoloader.counting import UNCOUNTED
 from telematics_assets.autoloader.reading import Attempt, first_schema
-from telematics_assets.autoloader.schema import changes, evolved, lost_own_fields, resolve
+from telematics_assets.autoloader.schema import changes, evolved, lost_own_fields, resolve, widens
 from telematics_assets.catalog import FileStream, TableName
 from telematics_assets.engines.base import Progress, ProgressListener
 from telematics_assets.engines.checkpointed import create_table
@@ -90,7 +90,7 @@ class SparkWriter:
         def commit(mine: SparkTable, schema: pa.Schema, rows: DataFrame | None, info: dict[str, str]) -> Commit:
             if rows is None:
                 return mine.append(schema, (), stream_id, plan.batch_id, info)
-            write = mine.widen_frame if _widens(mine.schema, schema) else mine.append_frame
+            write = mine.widen_frame if widens(mine.schema, schema) else mine.append_frame
             return write(schema, rows, stream_id, plan.batch_id, info)
 
         return self._written(stream, table, table.schema, plan, attempt, commit, publish, on_step, progress, stream_id)
@@ -152,7 +152,7 @@ class SparkWriter:
                 now,
                 dict(known.verdicts),
                 tuple(known.new_fields),
-                table.next_entry if replaces or _widens(base, schema) else None,
+                table.next_entry if replaces or widens(base, schema) else None,
                 table.entry,
                 app_id,
             )
@@ -163,7 +163,7 @@ class SparkWriter:
             info = {ATTEMPT_INFO: result.attempt, DIGEST_INFO: plan.digest}
             try:
                 rows = None
-                if len(known.verdicts) < total or _widens(base, schema):
+                if len(known.verdicts) < total or widens(base, schema):
                     rows = self._frame(plan.files).mapInArrow(reading.rows(), spark_schema(schema))
                 done = commit(table, schema, rows, info)
             except PassFailedError as error:
@@ -209,7 +209,3 @@ def _result(plan: Plan, attempt: str, base: pa.Schema, schema: pa.Schema, known:
     files = (known.verdicts.get(file.path) or FileResult(file.path, "INGESTED", None, UNCOUNTED) for file in plan.files)
     types = tuple((field.name, delta_type(field.type)) for field in schema)
     return Result(plan.batch_id, attempt, tuple(files), changes(base, schema), types)
-
-
-def _widens(before: pa.Schema, after: pa.Schema) -> bool:
-    return any(had for _, _, *had in changes(before, after))
